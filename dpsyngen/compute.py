@@ -1,0 +1,55 @@
+"""Where tensors live and who shares the work: device, precision, processes. Nothing here changes a result but by rounding."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from accelerate import PartialState
+from torch import Tensor
+
+from dpsyngen.config import ComputeConfig
+from dpsyngen.errors import InputError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One process's place in the run."""
+
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+    bf16: bool = False
+
+    @classmethod
+    def start(cls, config: ComputeConfig) -> "Compute":
+        """Join the processes that `accelerate launch` started, if any, and choose the device; InputError if it isn't there."""
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"compute.device: expected a device of this machine, got {config.device!r}, and there is no CUDA device")
+        state = PartialState(cpu=config.device == "cpu")
+        several = state.num_processes > 1
+        device = state.device if config.device in ("auto", "cuda") or several else torch.device(config.device)
+        return cls(device, state.process_index, state.num_processes, config.precision == "bf16")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which a network computes: bf16 where the config says so."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def sum_over_processes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each tensor summed over all processes, float32, in one message."""
+        if self.processes == 1:
+            return tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+
+    def wait(self) -> None:
+        """Let all processes come to this point."""
+        if self.processes > 1:
+            torch.distributed.barrier()

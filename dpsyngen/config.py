@@ -1,0 +1,383 @@
+"""The configuration of a run: frozen dataclasses that check their own invariants.
+
+A `RunConfig` says everything that decides a result. It is read from YAML by `dpsyngen.cli`, written into the run
+directory, and handed down in parts; nothing else in the product reads files or flags to learn what to do.
+Every check raises `InputError` with the dotted name of the field.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dpsyngen.errors import InputError
+
+Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "nonprivate"]
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _require_one_length(steps: int | None, epochs: float | None, section: str) -> None:
+    _require((steps is None) != (epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", steps)
+    _require(steps is None or steps >= 0, f"{section}.steps", "an integer >= 0", steps)
+    _require(epochs is None or epochs >= 0, f"{section}.epochs", "a number >= 0", epochs)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The private images. What is declared here is public: the size, the classes and the image shape."""
+
+    source: Literal["mnist", "fashion_mnist", "folder", "npz"] = "mnist"
+    """mnist is embedded; fashion_mnist is found or downloaded; folder has one subfolder per class; npz has images, labels."""
+    path: str | None = None
+    """The folder or .npz file; for fashion_mnist a folder with the four idx files, when they are not in the usual place."""
+    test_path: str | None = None
+    """Real images that evaluation may use, in the same form as path. mnist, fashion_mnist and medmnist files bring theirs."""
+    image_size: int = 28
+    """Height and width in pixels; images of another size are resized."""
+    channels: Literal[1, 3] = 1
+    """1 for grayscale, 3 for RGB; images are converted."""
+    num_classes: int = 10
+    """How many classes there are; 0 for images without labels."""
+    class_names: tuple[str, ...] | None = None
+    """The class subfolders in the order of their labels; null takes their sorted names from the data, with a caveat."""
+    expected_size: int | None = 60000
+    """The public number of training images, which normalises and sets q; null counts them, with a caveat."""
+    held_out: int = 0
+    """How many of the last training images are kept out of training, for choosing settings."""
+    public: bool = False
+    """Declare the images public, so that metrics against them may enter the release."""
+    description: str = ""
+    """What the images are, in your words, for the model card."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 8 and self.image_size % 4 == 0, "data.image_size", "a multiple of 4, at least 8", self.image_size)
+        _require(self.num_classes >= 0, "data.num_classes", "an integer >= 0", self.num_classes)
+        _require(self.expected_size is None or self.expected_size > 0, "data.expected_size", "an integer > 0 or null", self.expected_size)
+        _require(self.held_out >= 0, "data.held_out", "an integer >= 0", self.held_out)
+        if self.source in ("folder", "npz"):
+            _require(self.path is not None, "data.path", f"a path, since data.source is {self.source}", self.path)
+        if self.class_names is not None:
+            _require(len(self.class_names) == self.num_classes, "data.class_names", f"{self.num_classes} names (data.num_classes)", self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The denoiser's network and its preconditioning."""
+
+    backbone: Literal["lean", "unet"] = "lean"
+    """lean: made for small machines; unet: diffusers' UNet2DModel in the size that DPDM uses."""
+    width: int = 64
+    """Channels of the first level; the second has twice as many."""
+    depth: int = 1
+    """Residual blocks per level, on the way down and on the way up."""
+    parameterisation: Literal["edm", "v"] = "edm"
+    """EDM's preconditioning (Karras et al., Table 1), or v-prediction (Salimans and Ho), which DPDM uses at small epsilon."""
+    sigma_data: float = 0.5
+    """The standard deviation that the EDM preconditioning assumes of the images (around their hint, where there is one)."""
+    label_dropout: float = 0.1
+    """Probability that training hides the label, for classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 8 and self.width % 8 == 0, "network.width", "a multiple of 8, at least 8", self.width)
+        _require(self.depth >= 1, "network.depth", "an integer >= 1", self.depth)
+        _require(self.sigma_data > 0, "network.sigma_data", "a number > 0", self.sigma_data)
+        _require(0 <= self.label_dropout < 1, "network.label_dropout", "a number in [0, 1)", self.label_dropout)
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    """How the range of ln sigma is divided between programmatic and private images."""
+
+    variant: Variant = "finetune_all"
+    """Which stages programmatic images teach; see docs/method.md."""
+    tau1: float = -3.0
+    """Threshold on ln sigma between the cleaning and the context stage."""
+    tau2: float = 2.0
+    """Threshold on ln sigma between the context and the coarse stage."""
+    holder: Literal["shared", "routed"] = "shared"
+    """One network for all stages, or one network per stage switched by sigma while sampling."""
+
+    def __post_init__(self) -> None:
+        _require(self.tau1 < self.tau2, "stages.tau1", f"a number below stages.tau2 = {self.tau2}", self.tau1)
+        if self.holder == "routed":
+            routable = ("dpdm", "coarse", "cleaning", "coarse_cleaning", "nonprivate")
+            _require(self.variant in routable, "stages.holder", f"shared, since stages.variant {self.variant} refines one network", self.holder)
+
+
+@dataclass(frozen=True)
+class HintsConfig:
+    """DP class means as hints to the denoiser: as the preconditioning's centre and as an input channel."""
+
+    kind: Literal["none", "class_means"] = "class_means"
+    """none switches hints off."""
+    share: float = 0.1
+    """The share of the privacy budget that the means may spend, in the Gaussian-DP mu^2 scale."""
+    centre: float = -1.0
+    """Public constant c in [-1, 1]: images are clipped around it before they are summed."""
+    radius: float = 0.7
+    """Public constant: the L2 radius of the clipping around the centre, as a multiple of sqrt(C H W)."""
+    count_weight: float = 0.3
+    """Public constant b in (0, 1): the part of the unit sensitivity that the class counts take (a^2 + b^2 = 1)."""
+    count_floor: float = 20.0
+    """Public constant: noisy counts are raised to at least this."""
+    synthetic_blur: tuple[float, float] = (0.08, 0.2)
+    """Range of the blur that turns a programmatic image into its own hint, as a fraction of the image side."""
+    synthetic_fade: tuple[float, float] = (0.4, 1.0)
+    """Range of the contrast that the blurred hint keeps."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)
+        _require(-1 <= self.centre <= 1, "hints.centre", "a number in [-1, 1]", self.centre)
+        _require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
+        _require(0 < self.count_weight < 1, "hints.count_weight", "a number in (0, 1)", self.count_weight)
+        _require(self.count_floor >= 1, "hints.count_floor", "a number >= 1", self.count_floor)
+        for name in ("synthetic_blur", "synthetic_fade"):
+            low, high = getattr(self, name)
+            _require(0 <= low <= high, f"hints.{name}", "two numbers, 0 <= low <= high", (low, high))
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
+
+    family: str = "dead_leaves"
+    """A generator's name; see synthetic_generators/."""
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    """The generator's own settings."""
+    batch_size: int = 128
+    """Images a step."""
+    noise_multiplicity: int = 4
+    """Draws of (sigma, noise) per image."""
+    steps: int | None = None
+    """Steps of this phase."""
+    epochs: float | None = 300
+    """Or its length in epochs of data.expected_size images."""
+    learning_rate: float = 4e-4
+    """Adam's peak learning rate."""
+    warmup: float = 0.02
+    """The fraction of the steps over which the learning rate rises from zero."""
+    decay: float = 0.0
+    """The fraction of the steps, at the end, over which the learning rate falls to zero."""
+    ema_decay: float = 0.999
+    """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
+    p_mean: float = -1.2
+    """Mean of ln sigma before truncation to the stage."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma before truncation to the stage."""
+
+    def __post_init__(self) -> None:
+        _check_phase(self, "synthetic")
+
+
+@dataclass(frozen=True)
+class PrivateConfig:
+    """The private phase: DP-SGD with noise multiplicity (ordinary training under the variant nonprivate)."""
+
+    batch_size: int = 4096
+    """The expected size of a Poisson batch; q = batch_size / expected_size."""
+    noise_multiplicity: int = 32
+    """K, the draws of (sigma, noise) per image, averaged before clipping (Dockhorn et al., section 3.2)."""
+    steps: int | None = None
+    """Steps of this phase."""
+    epochs: float | None = 300
+    """Or its length in epochs of data.expected_size images."""
+    learning_rate: float = 3e-4
+    """Adam's peak learning rate."""
+    warmup: float = 0.0
+    """The fraction of the steps over which the learning rate rises from zero."""
+    decay: float = 0.0
+    """The fraction of the steps, at the end, over which the learning rate falls to zero."""
+    ema_decay: float = 0.999
+    """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
+    p_mean: float = -1.2
+    """Mean of ln sigma before truncation to the stage."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma before truncation to the stage."""
+
+    def __post_init__(self) -> None:
+        _check_phase(self, "private")
+
+
+def _check_phase(phase: SyntheticConfig | PrivateConfig, section: str) -> None:
+    _require(phase.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", phase.batch_size)
+    _require(phase.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", phase.noise_multiplicity)
+    _require_one_length(phase.steps, phase.epochs, section)
+    _require(phase.learning_rate > 0, f"{section}.learning_rate", "a number > 0", phase.learning_rate)
+    _require(0 <= phase.warmup and 0 <= phase.decay and phase.warmup + phase.decay <= 1, f"{section}.warmup",
+             f"warmup and decay >= 0 that sum to at most 1 (decay is {phase.decay})", phase.warmup)
+    _require(0 <= phase.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", phase.ema_decay)
+    _require(phase.p_std > 0, f"{section}.p_std", "a number > 0", phase.p_std)
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """The guarantee. The unit is one image; neighbouring datasets differ by adding or removing one."""
+
+    epsilon: float = 10.0
+    """The target: the noise is calibrated so that all mechanisms together cost at most this."""
+    delta: float = 1e-5
+    """The delta of (epsilon, delta)-DP; keep it below 1 / expected_size."""
+    clipping_norm: float = 1.0
+    """C, the largest L2 norm of one image's contribution to the gradient."""
+    unsafe_fixed_key: str | None = None
+    """64 hex digits in place of the random key, for tests alone: with it nothing is guaranteed, and the report says so."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.epsilon < float("inf"), "privacy.epsilon", "a finite number > 0", self.epsilon)
+        _require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
+        _require(0 < self.clipping_norm < float("inf"), "privacy.clipping_norm", "a finite number > 0", self.clipping_norm)
+        key = self.unsafe_fixed_key
+        valid = key is None or (len(key) == 64 and all(c in "0123456789abcdef" for c in key))
+        _require(valid, "privacy.unsafe_fixed_key", "64 hexadecimal digits or null", "something else")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Performance knobs; none of them touches the guarantee."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """Arithmetic of the network; clipping, sums, noise and weights are float32 in any case."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    chunk_size: int = 64
+    """Images of a logical batch that are drawn from one substream and computed together; part of the result's identity."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    checkpoints_kept: int = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        _require(self.chunk_size >= 1, "compute.chunk_size", "an integer >= 1", self.chunk_size)
+        _require(self.checkpoint_every >= 1, "compute.checkpoint_every", "an integer >= 1", self.checkpoint_every)
+        _require(self.checkpoints_kept >= 1, "compute.checkpoints_kept", "an integer >= 1", self.checkpoints_kept)
+        known = self.device in ("auto", "cpu", "cuda", "mps") or self.device.removeprefix("cuda:").isdigit()
+        _require(known, "compute.device", "auto, cpu, cuda, cuda:N or mps", self.device)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the synthetic dataset is drawn from the trained denoiser; touches no private data."""
+
+    sampler: Literal["ddim", "heun"] = "heun"
+    """DDIM (Song et al.), or EDM's second-order Heun sampler with churn (Karras et al., Algorithm 2)."""
+    steps: int = 18
+    """Noise levels; heun evaluates the denoiser twice a step."""
+    sigma_min: float = 0.002
+    """The smallest noise level."""
+    sigma_max: float = 80.0
+    """The noise level that sampling starts from."""
+    rho: float = 7.0
+    """The curvature of the grid of noise levels (Karras et al., equation 5)."""
+    s_churn: float = 0.0
+    """Karras et al., Algorithm 2: how much fresh noise is mixed in over the whole trajectory; 0 is deterministic."""
+    s_min: float = 0.0
+    """Churn only at noise levels from this"""
+    s_max: float = float("inf")
+    """to this."""
+    s_noise: float = 1.0
+    """Standard deviation of the churn's noise."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional."""
+    num_images: int = 10000
+    """How many images; their labels are balanced and cycle through the classes."""
+    batch_size: int = 500
+    """Images computed together; changes nothing but rounding."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "sampling.steps", "an integer >= 1", self.steps)
+        _require(0 < self.sigma_min < self.sigma_max, "sampling.sigma_min", f"a number in (0, sampling.sigma_max = {self.sigma_max})", self.sigma_min)
+        _require(self.rho > 0, "sampling.rho", "a number > 0", self.rho)
+        _require(self.s_churn >= 0, "sampling.s_churn", "a number >= 0", self.s_churn)
+        _require(self.s_churn == 0 or self.sampler == "heun", "sampling.s_churn", "0, since only the heun sampler churns", self.s_churn)
+        _require(0 <= self.s_min <= self.s_max, "sampling.s_min", "a number in [0, sampling.s_max]", self.s_min)
+        _require(self.s_noise > 0, "sampling.s_noise", "a number > 0", self.s_noise)
+        _require(self.guidance >= 0, "sampling.guidance", "a number >= 0", self.guidance)
+        _require(self.num_images >= 1, "sampling.num_images", "an integer >= 1", self.num_images)
+        _require(self.batch_size >= 1, "sampling.batch_size", "an integer >= 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the synthetic dataset is measured with. Metrics against private images are not private themselves."""
+
+    classifiers: tuple[Literal["logistic_regression", "mlp", "cnn"], ...] = ("logistic_regression", "mlp", "cnn")
+    """Trained on synthetic images only, tested on real ones (CAS)."""
+    classifier_seeds: int = 3
+    """Classifiers trained per kind; the mean and the deviation over them are reported."""
+    classifier_epochs: int = 30
+    """The most epochs that a classifier trains; held-out synthetic images choose among them."""
+    features: Literal["auto", "inception", "classifier", "none"] = "auto"
+    """What FID compares: Inception's features by clean-fid, or those of a small classifier trained on the real training
+    images; auto takes Inception's where its weights can be had; none leaves FID out."""
+    fid_images: int = 10000
+    """At most this many real and synthetic images enter FID."""
+    reference: Literal["test", "held_out"] = "test"
+    """The real images for CAS and FID: the test images, or the training images of data.held_out."""
+
+    def __post_init__(self) -> None:
+        _require(self.classifier_seeds >= 1, "evaluation.classifier_seeds", "an integer >= 1", self.classifier_seeds)
+        _require(self.classifier_epochs >= 1, "evaluation.classifier_epochs", "an integer >= 1", self.classifier_epochs)
+        _require(self.fid_images >= 2, "evaluation.fid_images", "an integer >= 2", self.fid_images)
+        _require(len(set(self.classifiers)) == len(self.classifiers), "evaluation.classifiers", "no name twice", self.classifiers)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What is written while training."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    log_private_diagnostics_without_dp: bool = False
+    """Log the private loss, gradient norms, the clipped fraction and drawn batch sizes. They are NOT private."""
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "tracking.log_every", "an integer >= 1", self.log_every)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result."""
+
+    name: str = "run"
+    """The run's directory is runs/NAME unless --run says otherwise."""
+    seed: int = 0
+    """The public seed: initialisation, programmatic images, generation. Private randomness never comes from it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    hints: HintsConfig = field(default_factory=HintsConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    private: PrivateConfig = field(default_factory=PrivateConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", "an integer >= 0", self.seed)
+        _require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
+                 "name", "a plain directory name", self.name)
+        size = self.data.expected_size
+        if size is not None:
+            _require(self.private.batch_size <= size, "private.batch_size",
+                     f"at most data.expected_size = {size}, since q = batch_size / expected_size can't exceed 1", self.private.batch_size)
+        if self.evaluation.reference == "held_out":
+            _require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the second phase is DP-SGD."""
+        return self.stages.variant != "nonprivate"
+
+    @property
+    def uses_synthetic(self) -> bool:
+        """Whether there is a synthetic phase."""
+        return self.stages.variant not in ("dpdm", "nonprivate")

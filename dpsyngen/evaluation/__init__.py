@@ -1,0 +1,17 @@
+"""What a synthetic dataset is worth: classification accuracy score, FID, precision and recall."""
+
+from dpsyngen.evaluation.classifiers import build_classifier, train_classifier
+from dpsyngen.evaluation.distances import frechet_distance, precision_recall
+from dpsyngen.evaluation.metrics import evaluate
+from dpsyngen.evaluation.report import metrics_table, save_picture, write_json
+
+__all__ = [
+    "build_classifier",
+    "evaluate",
+    "frechet_distance",
+    "metrics_table",
+    "precision_recall",
+    "save_picture",
+    "train_classifier",
+    "write_json",
+]

@@ -1,0 +1,108 @@
+"""What FID, precision and recall compare: Inception's features, or those of a small classifier trained on the real images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from dpsyngen.data import ImageDataset
+from dpsyngen.errors import InputError
+from dpsyngen.evaluation.classifiers import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    Classifier,
+    apply_in_batches,
+    build_classifier,
+    optimiser_step,
+    seeded,
+)
+from dpsyngen.evaluation.inception import find_weights, inception_features, load_inception
+
+CLASSIFIER_STEPS = 500
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A function from images to features, and what it is."""
+
+    name: str
+    """What the distance on these features is called."""
+    protocol: str
+    """How the features come about, in one sentence."""
+    extract: Callable[[np.ndarray, str | None], np.ndarray]
+    """(images uint8 [N, C, H, W], description of the progress bar or None) -> float32 [N, F]."""
+
+
+def build_extractor(kind: str, real_train: ImageDataset | None, seed: int, device: torch.device) -> FeatureExtractor:
+    """The feature extractor that evaluation.features asks for.
+
+    Args:
+        kind: inception, classifier, or auto for the first of the two that can be had.
+        real_train: Real images to train the classifier on; it learns their labels, or without labels to tell by how much an
+            image is turned.
+        seed: Of the classifier's training.
+        device: Where to compute.
+    Raises:
+        InputError: Inception's weights can't be had and are asked for, or the classifier is needed and there are no real
+            training images.
+    """
+    reason = "evaluation.features is classifier"
+    if kind != "classifier":
+        try:
+            return _inception_extractor(device)
+        except OSError as error:
+            reason = f"Inception's weights can't be had: {error}"
+            if kind == "inception":
+                raise InputError(f"evaluation.features: {reason}; put them there, or choose classifier") from error
+    if real_train is None:
+        raise InputError(f"evaluation.features: expected inception or none, since there are no real training images ({reason})")
+    return _classifier_extractor(real_train, seed, device, reason)
+
+
+def _inception_extractor(device: torch.device) -> FeatureExtractor:
+    inception = load_inception(find_weights(), device)
+    return FeatureExtractor(
+        name="FID",
+        protocol="2048 features of Inception-v3, resized to 299 x 299 by clean-fid",
+        extract=lambda images, description: inception_features(images, inception, device, description),
+    )
+
+
+def _classifier_extractor(real_train: ImageDataset, seed: int, device: torch.device, reason: str) -> FeatureExtractor:
+    model = train_feature_network(real_train, seed, device)
+    task = "their classes" if len(real_train.class_names) > 1 else "by how much an image is turned"
+    return FeatureExtractor(
+        name="FID-classifier (not comparable with Inception FID)",
+        protocol=f"128 penultimate features of a CNN trained for {CLASSIFIER_STEPS} steps on the real training images to tell {task}; "
+        f"comparable between sets measured with the same real images, seed and kind of device, and not with FID by Inception ({reason})",
+        extract=lambda images, description: apply_in_batches(model.features, images, device, description),
+    )
+
+
+def train_feature_network(data: ImageDataset, seed: int, device: torch.device) -> Classifier:
+    """Train the CNN of `build_classifier` on real images for 500 steps of 128, and return it in evaluation mode.
+
+    It learns the labels. Where there is just one class, it learns to tell by which multiple of 90 degrees an image was turned
+    (Gidaris et al., arXiv 1803.07728), which needs no labels and gives features of shapes and their parts as well.
+    """
+    labelled = len(data.class_names) > 1
+    channels, height, width = data.images.shape[1:]
+    with seeded(seed, device):
+        num_classes = len(data.class_names) if labelled else 4
+        model = build_classifier("cnn", (channels, height, width), num_classes).to(device, memory_format=torch.channels_last)
+        optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+        for _ in trange(CLASSIFIER_STEPS, desc="training the feature network", leave=False, disable=None):
+            x, labels = data.batch(torch.randint(len(data), (BATCH_SIZE,)).numpy())
+            if not labelled:
+                x, labels = _turn(x)
+            optimiser_step(model, optimiser, x.to(device), labels.to(device))
+    return model.eval()
+
+
+def _turn(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn each image by a random multiple of 90 degrees, which becomes its label."""
+    turns = torch.randint(4, (len(x),))
+    return torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, turns, strict=True)]), turns

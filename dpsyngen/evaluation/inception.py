@@ -1,0 +1,124 @@
+"""Inception's features as clean-fid computes them (Parmar, Zhang and Zhu, arXiv 2104.11222), and where its weights come from."""
+
+import hashlib
+import http.client
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpsyngen.networks.torchvision_compat import import_torchvision
+
+WEIGHTS_FILE = "inception-2015-12-05.pt"
+CLEAN_FID_FOLDER = Path("/tmp")
+"""Where clean-fid itself looks, and leaves what it downloads."""
+WEIGHTS_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{WEIGHTS_FILE}"
+_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+_CONNECT_SECONDS = 5.0  # for name lookup and connection together; without a network, either may hang for minutes
+_BATCH = 50
+
+
+def find_weights(url: str = WEIGHTS_URL, folders: tuple[Path, ...] | None = None) -> Path:
+    """The folder that holds Inception's weights, after a download if need be.
+
+    Looks in `folders`, by default clean-fid's and then the user's cache; downloads into the last. Only the file with the known
+    SHA-256 will do. Raises OSError, within a few seconds where there is no network, if the weights can't be had.
+    """
+    folders = folders or (CLEAN_FID_FOLDER, _cache_folder())
+    for folder in folders:
+        if (file := folder / WEIGHTS_FILE).is_file() and _is_genuine(file):
+            return folder
+    target = folders[-1] / WEIGHTS_FILE
+    partial = target.with_name(f"{WEIGHTS_FILE}.{os.getpid()}.part")
+    try:
+        with _connect(url) as response:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = int(response.headers.get("Content-Length", 0)) or None
+            with partial.open("wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="downloading Inception", disable=None) as bar:
+                while chunk := response.read(1 << 16):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        if not _is_genuine(partial):
+            raise OSError(f"{url} has the wrong SHA-256")
+        os.replace(partial, target)
+    except http.client.HTTPException as error:
+        raise OSError(f"the download of {url} broke off ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return folders[-1]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dpsyngen" / "inception"
+
+
+def _is_genuine(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == _SHA256
+
+
+def _connect(url: str) -> Any:
+    """Open the url, or raise OSError after a few seconds: in a thread, because a name lookup can't be given a time limit."""
+    outcome: list[Any] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(urllib.request.urlopen(url, timeout=_CONNECT_SECONDS))
+        except (OSError, http.client.HTTPException) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if not outcome:
+        raise OSError(f"no answer from {url} within {_CONNECT_SECONDS:.0f} s")
+    if isinstance(outcome[0], Exception):
+        raise OSError(f"no connection to {url} ({outcome[0]})") from outcome[0]
+    return outcome[0]
+
+
+def load_inception(folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Inception from `find_weights`, as a function of float32 [N, 3, 299, 299] in [0, 255] that gives features [N, 2048]."""
+    import_torchvision()
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    model: torch.nn.Module = InceptionV3W(str(folder), download=False).to(device)
+    return model.eval()
+
+
+def inception_features(
+    images: np.ndarray, inception: Callable[[Tensor], Tensor], device: torch.device, description: str | None = None
+) -> np.ndarray:
+    """Features float32 [N, 2048] of images uint8 [N, C, H, W], resized to 299 x 299 by clean-fid's bicubic filter.
+
+    Grayscale images are shown as gray RGB. With a description there is a progress bar.
+    """
+    import_torchvision()
+    from cleanfid.resize import build_resizer
+
+    resize = build_resizer("clean")
+
+    def prepare(image: np.ndarray) -> np.ndarray:
+        rgb = np.broadcast_to(image.transpose(1, 2, 0), (*image.shape[1:], 3))
+        return np.asarray(resize(rgb), dtype=np.float32).transpose(2, 0, 1)
+
+    features = []
+    with (
+        torch.inference_mode(),
+        ThreadPoolExecutor() as threads,  # Pillow resizes outside of Python's lock
+        tqdm(total=len(images), desc=description, unit="image", leave=False, disable=None if description else True) as bar,
+    ):
+        for start in range(0, len(images), _BATCH):
+            batch = np.stack(list(threads.map(prepare, images[start : start + _BATCH])))
+            features.append(inception(torch.from_numpy(batch).to(device)).float().cpu())
+            bar.update(len(batch))
+    return torch.cat(features).numpy()

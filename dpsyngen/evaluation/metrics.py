@@ -1,0 +1,151 @@
+"""The evaluation of a synthetic dataset against real images, as one JSON-able record."""
+
+import statistics
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dpsyngen.config import EvaluationConfig
+from dpsyngen.data import ImageDataset
+from dpsyngen.errors import InputError
+from dpsyngen.evaluation.classifiers import HELD_OUT_FRACTION, apply_in_batches, train_classifier
+from dpsyngen.evaluation.distances import NEIGHBOURS, frechet_distance, precision_recall
+from dpsyngen.evaluation.features import build_extractor
+
+MIN_IMAGES = 10
+MANIFOLD_IMAGES = 3000
+"""At most this many images of either kind enter precision and recall, whose cost grows with the square."""
+NOT_PRIVATE = "computed against private images: not covered by the privacy guarantee; not part of a release"
+PUBLIC = "computed against images that data.public declares public"
+CPU = torch.device("cpu")
+
+
+def evaluate(
+    images: np.ndarray,
+    labels: np.ndarray,
+    real_train: ImageDataset | None,
+    real_reference: ImageDataset,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    public: bool = False,
+    device: torch.device = CPU,
+) -> dict[str, Any]:
+    """Measure synthetic images against real ones. A function of its arguments alone, up to the rounding of the device.
+
+    Args:
+        images: Synthetic, uint8 [N, H, W, C]; at least 10.
+        labels: Integers [N] in [0, number of classes).
+        real_train: Real training images, for the feature network when FID doesn't compare Inception's features.
+        real_reference: Real images that the metrics compare with; they are never trained on, and choose nothing.
+        config: Which metrics, and how.
+        seed: Of splits, initialisation and subsets.
+        public: Whether the real images are declared public.
+        device: Where to compute.
+    Returns:
+        "metrics": by name (cas_logistic_regression, cas_mlp, cas_cnn, fid, precision, recall) a record with value, protocol,
+        reference, seed, private and details of its own; accuracies, precision and recall are in [0, 1]. "skipped": by name why
+        a metric is missing. "images", "reference_images", "class_names", "seed", "private".
+    Raises:
+        InputError: images or labels don't fit the real ones, there are too few, or the features can't be had.
+    """
+    synthetic = _check(images, labels, real_reference)
+    common = {"reference": f"{len(real_reference)} real {config.reference.replace('_', '-')} images", "seed": seed,
+              "private": PUBLIC if public else NOT_PRIVATE}
+    metrics: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    if len(real_reference.class_names) < 2:
+        skipped["cas"] = "the images have no labels, so there is nothing to classify"
+    else:
+        for kind in config.classifiers:
+            metrics[f"cas_{kind}"] = _accuracy_score(kind, synthetic, real_reference, config, seed, device) | common
+    if config.features == "none":
+        skipped["fid"] = "evaluation.features is none"
+    else:
+        compared = _compare_features(synthetic, real_train, real_reference, config, seed, device)
+        metrics |= {name: record | common for name, record in compared.items()}
+    return {
+        "metrics": metrics,
+        "skipped": skipped,
+        "images": len(synthetic),
+        "reference_images": len(real_reference),
+        "class_names": list(real_reference.class_names),
+        "seed": seed,
+        "private": common["private"],
+    }
+
+
+def _check(images: np.ndarray, labels: np.ndarray, real: ImageDataset) -> ImageDataset:
+    """The synthetic images as a dataset with the real ones' classes, if they have their shape."""
+    channels, height, width = real.images.shape[1:]
+    if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
+        raise InputError(f"synthetic images: expected uint8 [N, {height}, {width}, {channels}] like the real ones, got {images.dtype} {list(images.shape)}")
+    if len(images) < MIN_IMAGES:
+        raise InputError(f"synthetic images: expected at least {MIN_IMAGES}, got {len(images)}")
+    if len(real) < MIN_IMAGES:
+        raise InputError(f"real images: expected at least {MIN_IMAGES} to compare with, got {len(real)}")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"synthetic labels: expected one integer for each of {len(images)} images, got {labels.dtype} {list(labels.shape)}")
+    classes = len(real.class_names)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"synthetic labels: expected 0 to {classes - 1} like the real ones, got {labels.min()} to {labels.max()}")
+    return ImageDataset(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64), real.class_names)
+
+
+def _accuracy_score(
+    kind: str, synthetic: ImageDataset, real: ImageDataset, config: EvaluationConfig, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Classification accuracy score (Ravuri and Vinyals, arXiv 1905.10887): train on synthetic images, test on real ones."""
+    classes = len(real.class_names)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    accuracies, selected, held_out = [], [], []
+    with tqdm(total=config.classifier_seeds * config.classifier_epochs, desc=kind, unit="epoch", leave=False, disable=None) as bar:
+        for repetition in range(config.classifier_seeds):
+            training_seed = int(np.random.SeedSequence((seed, repetition)).generate_state(1)[0])
+            trained = train_classifier(kind, synthetic, config.classifier_epochs, training_seed, device, bar.update)
+            predicted = apply_in_batches(trained.model, real.images, device).argmax(1)
+            np.add.at(confusion, (real.labels, predicted), 1)
+            accuracies.append(float(np.mean(predicted == real.labels)))
+            selected.append(trained.selected_epoch)
+            held_out.append(trained.held_out_accuracy)
+            bar.update((repetition + 1) * config.classifier_epochs - bar.n)  # epochs that early stopping left out
+    return {
+        "value": statistics.fmean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "protocol": f"accuracy on real images of {kind} classifiers trained on {len(synthetic)} synthetic images alone; mean and standard "
+        f"deviation over {len(accuracies)} trainings; the best of at most {config.classifier_epochs} epochs is chosen on "
+        f"{HELD_OUT_FRACTION:.0%} of the synthetic images, held out",
+        "accuracies": accuracies,
+        "selected_epochs": selected,
+        "held_out_synthetic_accuracies": held_out,
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def _compare_features(
+    synthetic: ImageDataset, real_train: ImageDataset | None, real: ImageDataset, config: EvaluationConfig, seed: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """FID, precision and recall on the same features."""
+    extractor = build_extractor(config.features, real_train, seed, device)
+    rng = np.random.default_rng(seed)
+    # Shuffled, since images from a folder come class by class.
+    subsets = [data.images[rng.permutation(len(data))[: config.fid_images]] for data in (real, synthetic)]
+    real_features, synthetic_features = (
+        extractor.extract(images, f"features of {name} images") for images, name in zip(subsets, ("real", "synthetic"), strict=True)
+    )
+    counts = f"{len(real_features)} real and {len(synthetic_features)} synthetic images"
+    compared: dict[str, dict[str, Any]] = {
+        "fid": {
+            "name": extractor.name,
+            "value": frechet_distance(real_features, synthetic_features),
+            "protocol": f"Fréchet distance of {counts}; {extractor.protocol}",
+        }
+    }
+    size = min(len(real_features), len(synthetic_features), MANIFOLD_IMAGES)
+    if size > NEIGHBOURS:
+        values = precision_recall(real_features[:size], synthetic_features[:size])
+        protocol = f"Kynkäänniemi et al. 2019, k = {NEIGHBOURS}, {size} real and {size} synthetic images; {extractor.protocol}"
+        compared |= {name: {"value": value, "protocol": protocol} for name, value in zip(("precision", "recall"), values, strict=True)}
+    return compared

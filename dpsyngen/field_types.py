@@ -1,0 +1,130 @@
+"""What values a field of the configuration takes: checked conversion, and its type in words.
+
+The types are those that `dpsyngen.config` uses: bool, int, float, str, Literal, tuples, a dict of options, and any of them or None.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable
+from typing import Any, Final, Literal, get_args, get_origin
+
+import cattrs
+
+_WORDS: Final = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+_PLURALS: Final = {bool: "booleans", int: "integers", float: "numbers", str: "texts"}
+_METAVARS: Final = {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT", type(None): "null"}
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """A value as YAML gives it, as the type `kind`.
+
+    Nothing changes silently but whole floats to integers, integers to floats and lists to tuples.
+    Raises TypeError, ValueError or OverflowError when the value isn't of that type.
+    """
+    return _CONVERTER.structure(value, kind)
+
+
+def unconvert(config: Any) -> Any:
+    """A configuration as the dicts, lists and scalars that YAML can write."""
+    return _CONVERTER.unstructure(config)
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for "expected ..."."""
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " or ".join(str(option) for option in args)
+    if get_origin(kind) is tuple:
+        number = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"a list of {number}{_PLURALS.get(args[0]) or describe(args[0])}"
+    if get_origin(kind) is dict:
+        return "a mapping of names to numbers, texts or booleans"
+    return " or ".join(describe(option) for option in args) if args else _WORDS[kind]
+
+
+def metavar(kind: Any) -> str:
+    """A type in short, for --help."""
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(str(option) for option in args)}}}"
+    if get_origin(kind) is tuple:
+        return f"[{', '.join('...' if item is Ellipsis else metavar(item) for item in args)}]"
+    if get_origin(kind) is dict:
+        return "{NAME: VALUE, ...}"
+    return "|".join(metavar(option) for option in args) if args else _METAVARS[kind]
+
+
+def plain(value: Any) -> str:
+    """A value as one would write it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    return f"[{', '.join(plain(item) for item in value)}]" if isinstance(value, tuple) else str(value)
+
+
+def show(value: Any) -> str:
+    """A value for "got ...": short, on one line, text in quotes."""
+    return plain(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
+
+
+def _check(accepted: bool) -> None:
+    if not accepted:
+        raise TypeError
+
+
+def _boolean(value: Any, _: Any) -> bool:
+    _check(isinstance(value, bool))
+    return bool(value)
+
+
+def _integer(value: Any, _: Any) -> int:
+    _check(type(value) is int or (isinstance(value, float) and value.is_integer()))
+    return int(value)
+
+
+def _number(value: Any, _: Any) -> float:
+    _check(type(value) in (int, float) and not math.isnan(value))
+    return float(value)
+
+
+def _text(value: Any, _: Any) -> str:
+    _check(isinstance(value, str))
+    return str(value)
+
+
+def _choice(value: Any, kind: Any) -> Any:
+    _check(any(type(value) is type(option) and value == option for option in get_args(kind)))
+    return value
+
+
+def _sequence(value: Any, kind: Any) -> tuple[Any, ...]:
+    _check(isinstance(value, list))
+    kinds = get_args(kind)
+    kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+    return tuple(convert(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+
+
+def _options(value: Any, kind: Any) -> dict[str, Any]:
+    scalars = get_args(get_args(kind)[1])
+    _check(isinstance(value, dict) and all(isinstance(key, str) and type(item) in scalars for key, item in value.items()))
+    return dict(value)
+
+
+def _made_of(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) is origin
+
+
+def _strict_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
+    scalars: dict[type, Callable[[Any, Any], Any]] = {bool: _boolean, int: _integer, float: _number, str: _text}
+    for scalar, hook in scalars.items():
+        converter.register_structure_hook(scalar, hook)
+    converter.register_structure_hook_func(_made_of(Literal), _choice)
+    converter.register_structure_hook_func(_made_of(tuple), _sequence)
+    converter.register_structure_hook_func(_made_of(dict), _options)
+    converter.register_unstructure_hook(float, float)  # 300 is written as 300.0, so that equal configurations are equal texts
+    return converter
+
+
+_CONVERTER: Final = _strict_converter()

@@ -1,0 +1,37 @@
+"""Importing torchvision beside a CPU build of torch.
+
+The torchvision wheels on PyPI are built for CUDA. Beside a CPU build of torch their compiled operators don't load, and the
+import fails with "operator torchvision::nms does not exist", though nothing that needs those operators is ever called here:
+torchvision is only imported by clean-fid, and by libraries that look whether it is there.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+_SCHEMAS = tuple(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms"))
+_library: torch.library.Library | None = None  # the schemas vanish with this object, so it lives as long as the process
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also where its compiled operators don't fit the installed torch.
+
+    Returns:
+        The module. Where its operators are missing, transforms, models and image handling work and only box operators don't.
+    Raises:
+        ImportError: torchvision isn't installed.
+    """
+    global _library
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error) or _library is not None:
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _library = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        _library.define(schema)
+    return importlib.import_module("torchvision")

@@ -1,0 +1,96 @@
+"""The ordinary step: the mean gradient over public images, or over private ones without any guarantee (variant nonprivate)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpsyngen.compute import Compute
+from dpsyngen.config import PrivateConfig, RunConfig, SyntheticConfig
+from dpsyngen.data import ImageDataset, SyntheticImages
+from dpsyngen.denoiser import Denoiser
+from dpsyngen.hints import synthetic_hints
+from dpsyngen.loss import denoising_loss, draw
+from dpsyngen.noise_levels import Stage
+
+# (step, chunk, n, rng) -> images float32 [n, C, H, W], labels int64 [n], hints like the images or None
+Batches = Callable[[int, int, int, np.random.Generator], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def synthetic_batches(config: RunConfig) -> Batches:
+    """Programmatic images with hints made from themselves; they have no class, so random labels teach that labels say nothing yet."""
+    source = SyntheticImages(config.synthetic, config.data.image_shape, config.seed)
+
+    def batch(step: int, chunk: int, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        images = source.batch(step, chunk, n)
+        hints = synthetic_hints(images, config.hints, rng) if config.hints.kind != "none" else None
+        return images, torch.from_numpy(rng.integers(max(1, config.data.num_classes), size=n)), hints
+
+    return batch
+
+
+def nonprivate_batches(dataset: ImageDataset) -> Batches:
+    """Private images drawn uniformly with replacement, unprotected: the ceiling that private training is compared with."""
+
+    def batch(step: int, chunk: int, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, None]:
+        return *dataset.batch(rng.integers(len(dataset), size=n)), None
+
+    return batch
+
+
+@dataclass(frozen=True)
+class OrdinaryStep:
+    """Call with a step number: fills `.grad` with the mean gradient over the batch and returns its public loss.
+
+    `experts` pairs each stage with the denoiser that learns it; the batch is shared evenly between the stages. Chunks, substreams
+    and processes are as in the private step, but the randomness comes from the public seed.
+    """
+
+    experts: tuple[tuple[Stage, Denoiser], ...]
+    batches: Batches
+    phase: SyntheticConfig | PrivateConfig
+    config: RunConfig
+    compute: Compute
+    public: bool
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Returns {"loss": mean}, or nothing if the images are not public and the config doesn't ask for it."""
+        size, wanted = self.config.compute.chunk_size, self.phase.batch_size
+        parameters = {f"{i}.{name}": p for i, (_, net) in enumerate(self._networks()) for name, p in net.named_parameters()}
+        for parameter in parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        loss = torch.zeros(1, device=self.compute.device)
+        for chunk in range(self.compute.rank, -(-wanted // size), self.compute.processes):
+            loss += self._chunk(step, chunk, min(size, wanted - chunk * size))
+        reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[dict-item]
+        for name, parameter in parameters.items():
+            parameter.grad = reduced[name]
+        shown = self.public or self.config.tracking.log_private_diagnostics_without_dp
+        return {"loss": reduced["loss"].item()} if shown else {}
+
+    def _networks(self) -> list[tuple[Stage, Denoiser]]:
+        """One entry per distinct network."""
+        return list({id(denoiser): (stage, denoiser) for stage, denoiser in self.experts}.values())
+
+    def _chunk(self, step: int, chunk: int, n: int) -> Tensor:
+        """Add this chunk's share of the mean gradient; returns its share of the mean loss."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, step, chunk))))
+        images, labels, hints = self.batches(step, chunk, n, rng)
+        copies, share = self.phase.noise_multiplicity, torch.zeros(1, device=self.compute.device)
+        for index, (stage, denoiser) in enumerate(self.experts):
+            mine = slice(index, None, len(self.experts))
+            if not len(labels[mine]):
+                continue
+            draws = draw(
+                rng, stage, labels[mine].repeat_interleave(copies), self.config.data.image_shape,
+                p_mean=self.phase.p_mean, p_std=self.phase.p_std, label_dropout=self.config.network.label_dropout, null_label=denoiser.null_label,
+            ).to(self.compute.device)  # fmt: skip
+            rows = images[mine].to(self.compute.device).repeat_interleave(copies, dim=0)
+            hint = None if hints is None else hints[mine].to(self.compute.device).repeat_interleave(copies, dim=0)
+            with self.compute.autocast():
+                loss = denoising_loss(denoiser, rows, draws, hint).sum() / (copies * self.phase.batch_size)
+            loss.backward()
+            share += loss.detach()
+        return share

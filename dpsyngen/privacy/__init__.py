@@ -1,0 +1,1 @@
+"""The guarantee: the plan, accounting, Poisson sampling, per-example gradients, the private step, the ledger."""

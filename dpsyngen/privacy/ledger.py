@@ -1,0 +1,93 @@
+"""What one run may spend and has spent: its plan, its key, its journal and its report, opened and closed together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig
+from dpsyngen.errors import InputError
+from dpsyngen.privacy.journal import MEANS, Journal, fingerprint
+from dpsyngen.privacy.plan import PrivacyPlan
+from dpsyngen.privacy.randomness import PrivateKey, destroy
+from dpsyngen.privacy.report import privacy_report
+from dpsyngen.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Opened when a run first touches private data, or resumes doing so; closed when the run is finished."""
+
+    config: RunConfig
+    plan: PrivacyPlan | None
+    run: RunDirectory
+    key: PrivateKey
+    journal: Journal
+
+    @classmethod
+    def open(
+        cls, config: RunConfig, plan: PrivacyPlan | None, run: RunDirectory, compute: Compute, data_fingerprint: Callable[[], str]
+    ) -> "Ledger":
+        """Find the run's key and journal or make them; privacy.json tells the whole plan's price from now on.
+
+        Raises InputError if private steps were begun with a key that is gone, since they can neither be replayed nor continued.
+        """
+        if compute.is_main and not run.key.exists():
+            if run.journal.exists():
+                raise InputError(f"{run.key}: expected the key of the private steps that {run.journal} lists; a new run needs a new directory")
+            fixed = config.privacy.unsafe_fixed_key
+            (PrivateKey.fresh() if fixed is None else PrivateKey.fixed(fixed)).save(run.key)
+        compute.wait()
+        key = PrivateKey.load(run.key)
+        this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
+        journal = Journal(run.journal, writable=compute.is_main)
+        compute.wait()  # all have read the journal before one writes to it
+        journal.open_attempt(this)
+        ledger = cls(config, plan, run, key, journal)
+        if compute.is_main:
+            ledger._report("running")
+        return ledger
+
+    def begin_class_means(self) -> np.random.Generator:
+        """Journal a release of the class means and hand out its noise generator."""
+        self.journal.begin(MEANS)
+        return self.key.substream("class_means", attempt=self.journal.attempt)
+
+    def last_step(self, planned: int, reached: int) -> int:
+        """Where the phase ends that stands at step `reached`: as planned, or earlier if steps were spent in vain.
+
+        Steps that the journal lists since the checkpoint are replayed free in the same attempt; all others are charged.
+        """
+        if self.plan is None:
+            return planned
+        spending = self.journal.spending
+        affordable = planned if spending.means_releases <= 1 else self.plan.affordable_steps(spending.means_releases)
+        last = reached + self.journal.begun_since(reached) + affordable - spending.steps
+        if last < reached:
+            raise InputError(f"{self.run.path}: the budget of epsilon = {self.plan.target_epsilon} is spent; no private step is left to resume with")
+        return last
+
+    def epsilon_so_far(self) -> float | None:
+        """Epsilon of everything begun, from above: accounting is slow, so it is done for twenty numbers of steps. None without a plan."""
+        if self.plan is None:
+            return None
+        spending, grid = self.journal.spending, max(1, self.plan.steps // 20)
+        steps = max(spending.steps, min(-(-spending.steps // grid) * grid, self.plan.steps))
+        return self.plan.epsilon_after(steps, max(1, spending.means_releases))
+
+    def close(self) -> None:
+        """Destroy the key, then report what was spent in the end."""
+        destroy(self.run.key)
+        self._report("finished")
+
+    def _report(self, status: str) -> None:
+        report = privacy_report(self.plan, self.journal.spending, self.config, status=status, guaranteed=self.key.guaranteed)
+        self.run.write_privacy(report)
+
+
+def _result_deciding(config: RunConfig) -> str:
+    """The parts of the config that a private step's result depends on."""
+    compute = (config.compute.precision, config.compute.chunk_size)
+    parts = (config.seed, config.data, config.network, config.stages, config.hints, config.synthetic, config.private, config.privacy)
+    return repr((*parts, compute))

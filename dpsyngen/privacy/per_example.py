@@ -1,0 +1,178 @@
+"""Per-example gradients with noise multiplicity folded in.
+
+A step over B images with K draws each has B*K rows, rows of one image adjacent. What DP-SGD clips is the gradient of the
+image's loss averaged over its K draws, so the K rows are contracted over while the gradient is formed: memory is
+B x parameters, never B*K x parameters. Forward hooks keep each layer's input, tensor hooks catch the gradient of its output;
+the weights themselves require no gradient meanwhile, so autograd spends nothing on dense weight gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpsyngen.errors import InputError
+
+# A rule maps (layer, input rows, gradient of the output rows, B) to {parameter name: per-example gradients [B, *shape]}.
+Rule = Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+
+
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+    x, g = x.reshape(examples, -1, x.shape[-1]), g.reshape(examples, -1, g.shape[-1])
+    return {"weight": torch.bmm(g.transpose(1, 2), x), "bias": g.sum(dim=1, dtype=torch.float32)}
+
+
+def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise InputError(f"network: {type(layer).__name__} with padding {layer.padding!r} ({layer.padding_mode}) has no per-example gradient")
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
+    rows, channels_out, height, width = g.shape
+    groups, channels_in = layer.groups, layer.in_channels // layer.groups
+    padded = F.pad(x, (pw, pw, ph, ph)).permute(0, 2, 3, 1)
+    g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
+    g_flat = g_flat.reshape(examples * groups, channels_out // groups, -1)
+    weight = torch.empty(examples, channels_out, channels_in, kh, kw, dtype=g.dtype, device=g.device)
+    # One batched product per kernel position: shifted views of the input replace the K*H*W x 9*C_in patches of unfold,
+    # which cost more time to write than the products take.
+    for i in range(kh):
+        for j in range(kw):
+            rows_seen = slice(i * dh, i * dh + sh * (height - 1) + 1, sh)
+            columns_seen = slice(j * dw, j * dw + sw * (width - 1) + 1, sw)
+            patch = padded[:, rows_seen, columns_seen].reshape(examples, -1, groups, channels_in)
+            patch = patch.permute(0, 2, 1, 3).reshape(examples * groups, -1, channels_in)
+            weight[..., i, j] = torch.bmm(g_flat, patch).reshape(examples, channels_out, channels_in)
+    return {"weight": weight, "bias": g.reshape(examples, rows // examples, channels_out, -1).sum(dim=(1, 3), dtype=torch.float32)}
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+    normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    per_channel = (examples, x.shape[0] // examples, x.shape[1], -1)
+    return {
+        "weight": (g * normalised).reshape(per_channel).sum(dim=(1, 3), dtype=torch.float32),
+        "bias": g.reshape(per_channel).sum(dim=(1, 3), dtype=torch.float32),
+    }
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+    normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    shape = (examples, -1, *layer.normalized_shape)
+    return {"weight": (g * normalised).reshape(shape).sum(dim=1, dtype=torch.float32), "bias": g.reshape(shape).sum(dim=1, dtype=torch.float32)}
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+    indices, g = x.reshape(examples, -1), g.reshape(examples, -1, g.shape[-1]).float()
+    weight = torch.zeros(examples, *layer.weight.shape, device=g.device)
+    weight.scatter_add_(1, indices[:, :, None].expand_as(g), g)
+    if layer.padding_idx is not None:
+        weight[:, layer.padding_idx] = 0
+    return {"weight": weight}
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+}  # type: ignore[assignment]
+
+
+def layers_with_parameters(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that own trainable parameters, by name; InputError names one that has no rule here.
+
+    A subclass of a known layer may compute something else, so only the exact types count.
+    """
+    layers = {}
+    for name, layer in module.named_modules():
+        if any(p.requires_grad for p in layer.parameters(recurse=False)):
+            if type(layer) not in RULES:
+                known = ", ".join(kind.__name__ for kind in RULES)
+                raise InputError(f"network: layer {name!r} of type {type(layer).__name__} has no per-example gradient; expected one of {known}")
+            layers[name] = layer
+    return layers
+
+
+class PerExampleGradients:
+    """The gradients of B examples: parameter name -> [B, *parameter shape], in float32 or the layer's bf16."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+        self.gradients: dict[str, Tensor] = {}
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Gather a contribution to a parameter; a layer that is called twice contributes twice."""
+        previous = self.gradients.get(name)
+        self.gradients[name] = gradient if previous is None else previous.float() + gradient.float()
+
+    def norms(self) -> Tensor:
+        """The L2 norm of each example's whole gradient, float32 [B], measured on the very values that `clipped_sum` adds up."""
+        flat = (gradient.flatten(start_dim=1) for gradient in self.gradients.values())
+        per_parameter = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in flat]
+        return torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
+
+    def clipped_sum(self, clipping_norm: float) -> dict[str, Tensor]:
+        """The sum over examples of each gradient scaled to a norm of at most `clipping_norm`, float32.
+
+        An example whose gradient isn't finite contributes zero. Scaling and summing are float32 whatever precision the
+        gradient was computed in; the bound holds for the rounded values, since it is their norm that was measured.
+        """
+        norms = self.norms()
+        finite = torch.isfinite(norms)
+        # One part in a million below C keeps the rounding of norm and product on the safe side.
+        scale = torch.where(finite, torch.clamp(clipping_norm * (1 - 1e-6) / norms.clamp(min=1e-30), max=1.0), 0.0)
+        sums = {}
+        for name, gradient in self.gradients.items():
+            gradient = gradient if bool(finite.all()) else torch.where(finite.view(-1, *[1] * (gradient.dim() - 1)), gradient, 0)
+            sums[name] = (scale @ gradient.flatten(start_dim=1).float()).reshape(gradient.shape[1:])
+        return sums
+
+
+@contextmanager
+def recording(module: nn.Module, examples: int) -> Iterator[PerExampleGradients]:
+    """While open, a forward pass of `module` followed by backward() of the examples' summed losses fills the record.
+
+    The rows of an example are adjacent, K to each; its loss is the mean over them. Weights get no `.grad`.
+
+    Raises InputError for a layer without a rule and for a parameter that two layers share.
+    """
+    layers = layers_with_parameters(module)
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        for own, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) in owners:
+                raise InputError(f"network: {name}.{own} is the same parameter as {owners[id(parameter)]}; tied weights are not supported")
+            owners[id(parameter)] = f"{name}.{own}"
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    wanted = {f"{name}.{own}" for name, layer in layers.items() for own, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    record = PerExampleGradients(examples)
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def forward_hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:  # nothing before this layer depends on a trained weight
+                output.requires_grad_()
+            x = inputs[0].detach()
+
+            def backward_hook(g: Tensor) -> None:
+                with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+                    rows = x.to(g.dtype) if x.is_floating_point() else x
+                    for own, gradient in RULES[type(layer)](layer, rows, g, examples).items():
+                        if f"{name}.{own}" in wanted:
+                            record.add(f"{name}.{own}", gradient)
+
+            output.register_hook(backward_hook)
+            return output
+
+        return forward_hook
+
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers.items()]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,91 @@
+"""How far a run has come: weights, averaged weights, optimiser, position; saved and taken up again."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dpsyngen.checkpoint import Checkpoint, load_newest, save_checkpoint
+from dpsyngen.compute import Compute
+from dpsyngen.denoiser import Denoiser, RoutedDenoiser
+from dpsyngen.run_directory import RunDirectory
+
+PHASES = ("synthetic", "private")
+_LOGS = ("metrics.jsonl", "timings.jsonl")
+
+
+@dataclass
+class Progress:
+    """The state of a run between two steps. `step` counts within `phase`."""
+
+    run: RunDirectory
+    compute: Compute
+    denoiser: Denoiser | RoutedDenoiser
+    checkpoints_kept: int
+    phase: str = "synthetic"
+    step: int = 0
+    has_class_means: bool = False
+    _restored: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of the checkpoint that was resumed from, until the optimiser and the average have taken theirs."""
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one, and take back log lines written after it."""
+        found = load_newest(self.run.checkpoints, self.compute.device)
+        position: dict[str, Any] = {"phase": self.phase, "step": 0, "has_class_means": False, "logs": dict.fromkeys(_LOGS, 0)}
+        if found is not None:
+            position = found.state
+            self.denoiser.load_state_dict(_under("denoiser.", found.tensors))
+            self._restored = found.tensors
+        self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
+        if self.compute.is_main:
+            for file, size in position["logs"].items():
+                self.run.rewind(file, size)
+
+    def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
+        """Give optimiser and average the state they had when the resumed checkpoint was written in mid-phase."""
+        tensors, self._restored = self._restored, {}
+        averaged = _under("average.", tensors)
+        if averaged:
+            average.load_state_dict(averaged)
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _under("optimizer.", tensors).items():
+                index, entry = name.split(".")
+                moments.setdefault(int(index), {})[entry] = tensor
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+    def save(self, optimizer: torch.optim.Optimizer | None = None, average: AveragedModel | None = None) -> None:
+        """Write a checkpoint; the main process does, and the others wait. Without arguments: between two phases."""
+        if self.compute.is_main:
+            tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+            if optimizer is not None and average is not None:
+                tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+                for index, moments in optimizer.state_dict()["state"].items():
+                    tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+            logs = {file: self.run.size(file) for file in _LOGS}
+            state = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "logs": logs}
+            number = (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
+            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, state), self.checkpoints_kept)
+        self.compute.wait()
+
+    def log(self, values: dict[str, float], seconds: float) -> None:
+        """One line in metrics.jsonl, and the time in timings.jsonl, so that metrics of a replayed run are the same bytes."""
+        if self.compute.is_main:
+            position = {"phase": self.phase, "step": self.step}
+            self.run.append("metrics.jsonl", position | values)
+            self.run.append("timings.jsonl", position | {"seconds": round(seconds, 4)})
+
+
+def moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights with decay min(decay, (1 + t) / (10 + t)); buffers are copied."""
+
+    def lerp(averages: tuple[Tensor, ...], currents: tuple[Tensor, ...], count: Tensor) -> None:
+        warm = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, currents, 1 - warm)
+
+    return AveragedModel(module, multi_avg_fn=lerp)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

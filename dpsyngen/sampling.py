@@ -1,0 +1,186 @@
+"""Samplers: small pure functions of a denoiser and a grid of noise levels, and the generation of a synthetic dataset.
+
+A sampler walks an image down `sigmas`, float64 [steps + 1] that falls to a final 0 (`dpsyngen.noise_levels.karras_grid`),
+along the probability flow ODE dx/dsigma = (x - D(x; sigma)) / sigma (Karras et al., arXiv 2206.00364, equation 1 with
+sigma(t) = t). The denoiser computes in float32; the image between its calls keeps the precision of `x`, float64 where
+the device has it, so that eighteen or a thousand steps add up to no rounding error worth the name.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from tqdm import tqdm
+
+from dpsyngen.config import SamplingConfig
+from dpsyngen.data import to_uint8
+from dpsyngen.errors import InputError
+from dpsyngen.noise_levels import karras_grid
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""denoiser(x float32 [N, C, H, W], sigma float32 [N], labels int64 [N]) -> float32 [N, C, H, W], an estimate of E[x0 | x]."""
+
+
+def _denoise(denoiser: Denoiser, x: Tensor, sigma: float, labels: Tensor) -> Tensor:
+    levels = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
+    return denoiser(x.float(), levels, labels).to(x.dtype)
+
+
+def ddim(denoiser: Denoiser, x: Tensor, sigmas: Tensor, labels: Tensor) -> Tensor:
+    """DDIM (Song et al., arXiv 2010.02502, equation 12 with eta = 0), which is Euler's method on the ODE in sigma.
+
+    `x` is the starting noise [N, C, H, W] with standard deviation sigmas[0]. Returns images near [-1, 1], same shape and dtype.
+    """
+    for sigma, following in pairwise(sigmas.tolist()):
+        denoised = _denoise(denoiser, x, sigma, labels)
+        x = denoised + (following / sigma) * (x - denoised)
+    return x
+
+
+def heun(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    labels: Tensor,
+    noise: Callable[[], Tensor],
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """EDM's stochastic second-order sampler (Karras et al., Algorithm 2); deterministic (Algorithm 1) where s_churn is 0.
+
+    `x` is the starting noise [N, C, H, W] with standard deviation sigmas[0]. Each call of `noise` returns fresh standard
+    normal noise in the shape of `x`; it is called only at levels that churn. The last step, to 0, is Euler's, since the
+    slope isn't defined there. Returns images near [-1, 1], same shape and dtype.
+    """
+    steps = len(sigmas) - 1
+    for sigma, following in pairwise(sigmas.tolist()):
+        gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
+        raised = sigma * (1 + gamma)
+        if gamma > 0:
+            x = x + s_noise * math.sqrt(raised**2 - sigma**2) * noise()
+        slope = (x - _denoise(denoiser, x, raised, labels)) / raised
+        euler = x + (following - raised) * slope
+        if following > 0:
+            slope_there = (euler - _denoise(denoiser, euler, following, labels)) / following
+            x = x + (following - raised) * (slope + slope_there) / 2
+        else:
+            x = euler
+    return x
+
+
+def guided(denoiser: Denoiser, scale: float, null_label: int) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): D_null + scale (D_y - D_null), as a denoiser.
+
+    Scale 1 is the denoiser itself and 0 the unconditional one, at no extra cost; any other scale takes one doubled batch.
+    """
+
+    def unconditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        return denoiser(x, sigma, torch.full_like(labels, null_label))
+
+    def extrapolated(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([labels, torch.full_like(labels, null_label)])
+        conditional, null = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return null + scale * (conditional - null)
+
+    if scale == 1:
+        return denoiser
+    return unconditional if scale == 0 else extrapolated
+
+
+def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
+    """int64 [num_images]: label i is i mod num_classes, so classes differ by at most one image; all 0 without classes."""
+    return np.arange(num_images, dtype=np.int64) % max(num_classes, 1)
+
+
+def image_noise(seed: int, indices: Sequence[int] | np.ndarray, image_shape: tuple[int, int, int]) -> Callable[[], Tensor]:
+    """A source of standard normal noise, float32 [len(indices), C, H, W] a call, that has one generator per image.
+
+    Image i draws from the i-th child of the public seed (numpy's SeedSequence), so its starting noise and its churn are
+    the same in any batch on any number of processes.
+    """
+    generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(int(i),)))) for i in indices]
+    return lambda: torch.from_numpy(np.stack([generator.standard_normal(image_shape, dtype=np.float32) for generator in generators]))
+
+
+def _sample_batch(
+    denoiser: Denoiser, config: SamplingConfig, noise: Callable[[], Tensor], labels: Tensor, device: torch.device
+) -> Tensor:
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    sigmas = karras_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
+
+    def draw() -> Tensor:
+        return noise().to(device, dtype)
+
+    start = draw() * sigmas[0].item()
+    if config.sampler == "ddim":
+        return ddim(denoiser, start, sigmas, labels)
+    return heun(denoiser, start, sigmas, labels, draw, config.s_churn, config.s_min, config.s_max, config.s_noise)
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    config: SamplingConfig,
+    labels: np.ndarray,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+    progress: bool = True,
+    rank: int = 0,
+    processes: int = 1,
+) -> np.ndarray:
+    """Draw one image per label. Image i depends on (denoiser, config, labels[i], seed, i) alone, but for rounding.
+
+    Args:
+        denoiser: See `Denoiser`; label `num_classes` is its null class.
+        config: Sampler, grid, guidance and batch size; its num_images is not looked at.
+        labels: int64 [N] in [0, num_classes], e.g. from `balanced_labels`.
+        seed: The public seed, >= 0.
+        image_shape: (C, H, W).
+        num_classes: 0 for a model without labels.
+        device: Where the denoiser is.
+        progress: Show a bar on stderr, where that is a terminal.
+        rank: This process's number in [0, processes).
+        processes: How many share the work, in torch.distributed's default group; every one must call this and gets all images.
+    Returns:
+        uint8 [N, H, W, C].
+    Raises:
+        InputError: guidance without classes, or a model whose images aren't finite.
+    """
+    if num_classes == 0 and config.guidance != 1:
+        raise InputError(f"sampling.guidance: expected 1, since the model has no classes to be guided to, got {config.guidance!r}")
+    denoiser = guided(denoiser, config.guidance, num_classes)
+    channels, height, width = image_shape
+    total = len(labels)
+    size = min(config.batch_size, math.ceil(total / processes))
+    images = np.empty((total, height, width, channels), dtype=np.uint8)
+    with tqdm(total=total, desc="sampling", unit="image", disable=None if progress and rank == 0 else True) as bar:
+        for first in range(0, total, size * processes):  # a round: each process takes one batch, and all share the results
+            last = min(first + size * processes, total)
+            mine = np.arange(first + rank * size, min(first + (rank + 1) * size, total))
+            batch = torch.zeros(size, *image_shape, dtype=torch.float32, device=device)  # of one shape in the last round too
+            if len(mine) > 0:
+                noise, mine_labels = image_noise(seed, mine, image_shape), torch.from_numpy(labels[mine]).to(device)
+                batch[: len(mine)] = _sample_batch(denoiser, config, noise, mine_labels, device)
+            batch = _gather(batch, processes)[: last - first]
+            if not batch.isfinite().all():
+                raise InputError("the model's images are not finite: expected a model whose training has not diverged")
+            images[first:last] = to_uint8(batch)
+            bar.update(last - first)
+    return images
+
+
+def _gather(batch: Tensor, processes: int) -> Tensor:
+    """The batches of all processes, [processes * N, ...] in the order of their ranks, on every process."""
+    if processes == 1:
+        return batch
+    batches = [torch.empty_like(batch) for _ in range(processes)]
+    torch.distributed.all_gather(batches, batch)
+    return torch.cat(batches)

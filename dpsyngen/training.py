@@ -1,0 +1,110 @@
+"""Training: the loop, and the run around it. Running it again resumes it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from dpsyngen.checkpoint import save_tensors
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig
+from dpsyngen.data import ImageDataset, load_train
+from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
+from dpsyngen.errors import InputError
+from dpsyngen.networks.safety import refuse_mixing
+from dpsyngen.phases import Phase, private_phase, synthetic_phase
+from dpsyngen.privacy.class_means import ClassMeansMechanism
+from dpsyngen.privacy.ledger import Ledger
+from dpsyngen.privacy.plan import PrivacyPlan
+from dpsyngen.progress import Progress, moving_average
+from dpsyngen.run_directory import RunDirectory
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def train(config: RunConfig, run: RunDirectory, compute: Compute) -> None:
+    """Train from the beginning, or from the newest checkpoint, to the end; then write model/ and the final privacy.json."""
+    denoiser = build_denoiser(config).to(compute.device)
+    refuse_mixing(denoiser, config.data.image_shape)
+    progress = Progress(run, compute, denoiser, config.compute.checkpoints_kept)
+    progress.resume()
+    if progress.phase == "synthetic":
+        synthetic = synthetic_phase(config, denoiser, compute)
+        if synthetic is not None:
+            run_phase(synthetic, synthetic.steps, config, progress)
+        progress.phase, progress.step = "private", 0
+        progress.save()
+    dataset = load_train(config.data)
+    plan = PrivacyPlan.calibrate(config, config.data.expected_size or len(dataset)) if config.is_private else None
+    ledger = Ledger.open(config, plan, run, compute, dataset.fingerprint)
+    if denoiser.hinted and not progress.has_class_means:
+        denoiser.set_class_means(_class_means(config, plan, ledger, dataset).to(compute.device))
+        progress.has_class_means = True
+        progress.save()
+    private = private_phase(config, denoiser, dataset, plan, ledger, compute)
+    run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_so_far)
+    if compute.is_main:
+        run.model.mkdir(exist_ok=True)
+        save_tensors(run.model / WEIGHTS, denoiser.state_dict())
+        ledger.close()
+    compute.wait()
+
+
+def run_phase(
+    phase: Phase,
+    last: int,
+    config: RunConfig,
+    progress: Progress,
+    epsilon: Callable[[], float | None] = lambda: None,
+) -> None:
+    """Train from `progress.step` to `last`. Private and ordinary training differ in `phase.gradient` alone."""
+    optimizer = torch.optim.Adam(phase.trained.parameters(), lr=phase.settings.learning_rate)
+    average = moving_average(progress.denoiser, phase.settings.ema_decay)
+    progress.take_up(optimizer, average)
+    silent = None if progress.compute.is_main else True
+    with tqdm(initial=progress.step, total=last, desc=f"{phase.name} phase", unit="step", disable=silent, dynamic_ncols=True) as bar:
+        for step in range(progress.step, last):
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate(step)
+            metrics = phase.gradient(step)
+            optimizer.step()
+            average.update_parameters(progress.denoiser)
+            progress.step = step + 1
+            if progress.step % config.tracking.log_every == 0 or progress.step == last:
+                spent = epsilon()
+                metrics |= {} if spent is None else {"epsilon": spent}
+                progress.log(metrics, time.perf_counter() - began)
+                bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+            if progress.step % config.compute.checkpoint_every == 0 or progress.step == last:
+                progress.save(optimizer, average)
+            bar.update()
+    if progress.step > 0:
+        progress.denoiser.load_state_dict(average.module.state_dict())
+
+
+def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: ImageDataset) -> torch.Tensor:
+    """The DP class means, spent now; exact ones where the variant is nonprivate."""
+    mechanism = plan.class_means if plan is not None else ClassMeansMechanism.from_config(config, 0.0)
+    assert mechanism is not None
+    blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
+    return mechanism.release((dataset.batch(block) for block in blocks), ledger.begin_class_means())
+
+
+def load_trained(path: Path, config: RunConfig, device: torch.device) -> Denoiser | RoutedDenoiser:
+    """The trained denoiser of a finished run, in eval mode; InputError if training isn't finished or the file is broken."""
+    run = RunDirectory(path)
+    if not run.is_finished:
+        raise InputError(f"{path}: training is not finished; run train.py --run {path} again to resume it")
+    denoiser = build_denoiser(config).to(device)
+    try:
+        denoiser.load_state_dict(load_file(run.model / WEIGHTS, device=str(device)))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{run.model / WEIGHTS}: expected the weights of this run's network; {reason}") from error
+    return denoiser.eval()

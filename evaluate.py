@@ -1,0 +1,59 @@
+"""Measure a run's synthetic images against real ones: python evaluate.py --run runs/NAME [--evaluation.classifier_seeds 5]."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dpsyngen.cli import ScriptParser, load_run_config, run_script
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig
+from dpsyngen.data import ImageDataset, load_held_out, load_test, load_train
+from dpsyngen.errors import InputError
+from dpsyngen.evaluation import evaluate, metrics_table, save_picture, write_json
+from dpsyngen.samples import read_samples
+
+
+def main(argv: list[str]) -> None:
+    """Parse, load, evaluate, write."""
+    parser = ScriptParser(
+        "Measure a run's synthetic images against real ones by CAS, FID, precision and recall: evaluation.json and evaluation.png.",
+        sections=("evaluation", "compute", "data"),
+    )
+    parser.add_argument("--run", type=Path, required=True, help="the run's directory")
+    parser.add_argument("--samples", type=Path, help="another sample set's directory than RUN/samples; the results then go there")
+    options, overrides = parser.parse(argv)
+    for flag in overrides:
+        if flag.startswith("--") and not flag.startswith(("--evaluation.", "--compute.", "--data.", "--seed")):
+            raise InputError(f"{flag}: expected a field of evaluation, compute or data, or the seed, since the others were settled by training")
+    config = load_run_config(options.run, overrides)
+    samples = options.samples or options.run / "samples"
+    if not (samples / "images.npz").is_file():
+        raise InputError(f"{samples / 'images.npz'}: expected the run's synthetic images, but there is no such file; run sample.py first")
+    images, labels = read_samples(samples)
+    reference = load_reference(config)
+    train = load_train(config.data) if config.evaluation.features in ("auto", "classifier") else None
+    result = evaluate(
+        images, labels, train, reference, config.evaluation, config.seed,
+        public=config.data.public, device=Compute.start(config.compute).device,
+    )  # fmt: skip
+    out = options.samples or options.run
+    save_picture(result, images, labels, out / "evaluation.png")
+    write_json(result, out / "evaluation.json")
+    console = Console()
+    console.print(metrics_table(result))
+    console.print(f"{out / 'evaluation.json'} and {out / 'evaluation.png'}", highlight=False, soft_wrap=True)
+
+
+def load_reference(config: RunConfig) -> ImageDataset:
+    """The real images that evaluation.reference names; InputError if there are none."""
+    images = load_held_out(config.data) if config.evaluation.reference == "held_out" else load_test(config.data)
+    if images is None:
+        raise InputError(
+            "data.test_path: expected real images to evaluate against, got null; or let data.held_out keep some training images out "
+            "of training and set evaluation.reference to held_out"
+        )
+    return images
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,41 @@
+"""Train a denoiser: python train.py --config configs/mnist/dp_syngen.yaml [--config overlay.yaml ...] [--privacy.epsilon 1 ...]"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from dpsyngen.cli import ScriptParser, dump_config, read_config, run_script
+from dpsyngen.compute import Compute
+from dpsyngen.errors import InputError
+from dpsyngen.run_directory import RunDirectory
+
+
+def main(arguments: list[str]) -> None:
+    """Plan with --dry-run; else train, or resume, in the run directory."""
+    parser = ScriptParser("Train a denoiser on programmatic images, then on private ones under differential privacy.")
+    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="a YAML file; later ones override earlier ones")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/NAME); an unfinished run in it is resumed")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and what it costs; touches no private data")
+    options, overrides = parser.parse(arguments)
+    config = read_config(options.config, overrides)
+    if options.dry_run:
+        from dpsyngen.planning import print_plan
+
+        print_plan(config)
+        return
+    from dpsyngen.training import train  # after the cheap checks: importing torch takes a second
+
+    run = RunDirectory(options.run or Path("runs") / config.name)
+    if run.is_finished:
+        if run.config.read_text() != dump_config(config):
+            raise InputError(f"{run.path}: holds a finished run with another config; expected the same config, or a new --run directory")
+        print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
+        return
+    compute = Compute.start(config.compute)
+    with run.open(dump_config(config)) if compute.is_main else nullcontext():
+        train(config, run, compute)
+    if compute.is_main:
+        print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
+
+
+if __name__ == "__main__":
+    run_script(main)
