@@ -75,9 +75,9 @@ def dump_config(config: RunConfig) -> str:
 
 def _file_layer(path: Path, referrers: tuple[Path, ...]) -> _Layer:
     label = f"{referrers[-1]}: base: {path}" if referrers else str(path)
-    if path.resolve() in [referrer.resolve() for referrer in referrers]:
-        raise InputError(f"{label}: expected files that don't build on each other in a circle")
     content = _expect_mapping(read_yaml(path, label), label)
+    if os.path.realpath(path) in map(os.path.realpath, referrers):
+        raise InputError(f"{label}: expected files that don't build on each other in a circle")
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -112,8 +112,9 @@ def _flag_value(kind: Any, text: str, flag: str) -> Any:
     """Text for the fields that hold text, so that nobody has to quote twice; YAML for all others."""
     if kind is str:
         return text
-    value = parse_yaml(text, flag)
-    return text if value is not None and kind == str | None else value
+    if kind == str | None:
+        return None if text in ("null", "") else text
+    return parse_yaml(text, flag)
 
 
 def _flatten(content: Mapping[Any, Any], origin: str) -> _Layer:

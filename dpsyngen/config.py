@@ -175,6 +175,10 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         _check_phase(self, "synthetic")
 
+    def planned_steps(self, expected_size: int) -> int:
+        """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
+        return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
+
 
 @dataclass(frozen=True)
 class PrivateConfig:
@@ -203,6 +207,10 @@ class PrivateConfig:
 
     def __post_init__(self) -> None:
         _check_phase(self, "private")
+
+    def planned_steps(self, expected_size: int) -> int:
+        """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
+        return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
 
 
 def _check_phase(phase: SyntheticConfig | PrivateConfig, section: str) -> None:

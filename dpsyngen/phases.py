@@ -14,7 +14,7 @@ from dpsyngen.noise_levels import Stage, stages
 from dpsyngen.ordinary_step import OrdinaryStep, nonprivate_batches, synthetic_batches
 from dpsyngen.errors import InputError
 from dpsyngen.privacy.ledger import Ledger
-from dpsyngen.privacy.plan import PrivacyPlan, phase_steps
+from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.private_step import PrivateStep
 
 
@@ -49,7 +49,7 @@ def synthetic_phase(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, comp
     settings = config.synthetic
     if settings.steps is None and config.data.expected_size is None:
         raise InputError("synthetic.epochs: expected synthetic.steps instead, since data.expected_size is null")
-    steps = phase_steps(settings.steps, settings.epochs, settings.batch_size, config.data.expected_size or 0)
+    steps = settings.planned_steps(config.data.expected_size or 0)
     step = OrdinaryStep(experts, synthetic_batches(config), settings, config, compute, public=True)
     return Phase("synthetic", settings, steps, step, nn.ModuleList({id(e): e for _, e in experts}.values()))
 
@@ -68,7 +68,7 @@ def private_phase(
     step: Callable[[int], dict[str, float]]
     if plan is None:
         step = OrdinaryStep(((stage, network),), nonprivate_batches(dataset), config.private, config, compute, public=False)
-        steps = phase_steps(config.private.steps, config.private.epochs, config.private.batch_size, config.data.expected_size or len(dataset))
+        steps = config.private.planned_steps(config.data.expected_size or len(dataset))
     else:
         step = PrivateStep(network, stage, dataset, plan, ledger.key, ledger.journal, config, compute)
         steps = plan.steps

@@ -82,8 +82,8 @@ def read_yaml(path: Path, origin: str) -> Any:
     """The value of the YAML file at `path`; InputError, beginning with `origin`, when it can't be read or parsed."""
     try:
         text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{origin}: expected a YAML file, but: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"{origin}: expected a YAML file, but: {getattr(error, 'strerror', error)}") from None
     return parse_yaml(text, origin)
 
 

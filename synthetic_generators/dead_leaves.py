@@ -131,9 +131,7 @@ def _unit_corners(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(corners), np.sin(corners)])
 
 
-def paint(
-    image: np.ndarray, centre: np.ndarray, radius: np.ndarray, is_circle: np.ndarray, corners: np.ndarray, n: int, side: int
-) -> np.ndarray:
+def paint(image: np.ndarray, centre: np.ndarray, radius: np.ndarray, is_circle: np.ndarray, corners: np.ndarray, n: int, side: int) -> np.ndarray:
     """Let K leaves fall on n images in the order given; int32 [n, side, side] says what lies on top.
 
     image int [K]; centre float [2, K] as (x, y), radius float [K], corners float [2, K, 4] relative to the centre, all in

@@ -62,8 +62,9 @@ def dataset_from_arrays(
     if 0 in images.shape:
         raise InputError(f"{where}: expected at least one image, got shape {list(images.shape)}")
     if class_names is not None and config.num_classes not in (0, len(class_names)):
-        raise InputError(f"data.num_classes: expected {len(class_names)}, or 0 to ignore the labels, since the data is {where}, "
-                         f"got {config.num_classes}")
+        raise InputError(
+            f"data.num_classes: expected {len(class_names)}, or 0 to ignore the labels, since the data is {where}, got {config.num_classes}"
+        )
     fitted_labels = _fit_labels(labels, len(images), config.num_classes, where)
     names = config.class_names or class_names or tuple(str(i) for i in range(config.num_classes))
     fitted_images = _fit_images(images, config.channels, config.image_size)
@@ -76,8 +77,7 @@ def _fit_labels(labels: np.ndarray | None, count: int, num_classes: int, where: 
     if labels is None:
         raise InputError(f"{where}: expected labels, since data.num_classes is {num_classes} (0 stands for images without labels)")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((count,), (count, 1)):
-        raise InputError(f"{where}: expected labels to be one integer per image, got {labels.dtype} {list(labels.shape)} "
-                         f"for images [{count}, ...]")
+        raise InputError(f"{where}: expected labels to be one integer per image, got {labels.dtype} {list(labels.shape)} for images [{count}, ...]")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(f"{where}: expected labels from 0 to {num_classes - 1} (data.num_classes is {num_classes}), got others")
     return labels.reshape(count).astype(np.int64)

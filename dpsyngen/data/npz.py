@@ -33,10 +33,10 @@ def load_npz_test(config: DataConfig) -> ImageDataset | None:
 def _load(config: DataConfig, path: str, prefixes: tuple[str, ...]) -> ImageDataset | None:
     """The images under the first prefix that the file has, or None."""
     try:
-        arrays = np.load(Path(path).expanduser(), allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("one array alone")
-        with arrays:
+        with Path(path).expanduser().open("rb") as stream:
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("one array alone")
             prefix = next((p for p in prefixes if f"{p}images" in arrays), None)
             if prefix is None:
                 return None

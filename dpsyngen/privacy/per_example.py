@@ -138,14 +138,14 @@ def recording(module: nn.Module, examples: int) -> Iterator[PerExampleGradients]
     Raises InputError for a layer without a rule and for a parameter that two layers share.
     """
     layers = layers_with_parameters(module)
-    owners: dict[int, str] = {}
+    names: dict[nn.Parameter, str] = {}
     for name, layer in layers.items():
-        for own, parameter in layer.named_parameters(recurse=False):
-            if id(parameter) in owners:
-                raise InputError(f"network: {name}.{own} is the same parameter as {owners[id(parameter)]}; tied weights are not supported")
-            owners[id(parameter)] = f"{name}.{own}"
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    wanted = {f"{name}.{own}" for name, layer in layers.items() for own, p in layer.named_parameters(recurse=False) if p.requires_grad}
+        for own, parameter in layer.named_parameters(name, recurse=False):
+            if parameter in names:
+                raise InputError(f"network: {own} is the same parameter as {names[parameter]}; tied weights are not supported")
+            names[parameter] = own
+    trained = [parameter for parameter in names if parameter.requires_grad]
+    wanted = {names[parameter] for parameter in trained}
     record = PerExampleGradients(examples)
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -158,8 +158,9 @@ def recording(module: nn.Module, examples: int) -> Iterator[PerExampleGradients]
                 with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
                     rows = x.to(g.dtype) if x.is_floating_point() else x
                     for own, gradient in RULES[type(layer)](layer, rows, g, examples).items():
-                        if f"{name}.{own}" in wanted:
-                            record.add(f"{name}.{own}", gradient)
+                        full = f"{name}.{own}" if name else own
+                        if full in wanted:
+                            record.add(full, gradient)
 
             output.register_hook(backward_hook)
             return output

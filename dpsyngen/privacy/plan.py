@@ -43,7 +43,7 @@ class PrivacyPlan:
         """
         if config.private.batch_size > expected_size:
             raise InputError(f"private.batch_size: expected at most the {expected_size} images of the dataset, got {config.private.batch_size}")
-        steps, privacy = phase_steps(config.private.steps, config.private.epochs, config.private.batch_size, expected_size), config.privacy
+        steps, privacy = config.private.planned_steps(expected_size), config.privacy
         means, fixed = None, ()
         if config.hints.kind == "class_means":
             mu = accounting.gaussian_mu(privacy.epsilon, privacy.delta) * config.hints.share**0.5
@@ -103,11 +103,6 @@ class PrivacyPlan:
             noise = torch.from_numpy(rng.standard_normal(total[name].shape, dtype=np.float32)).to(total[name].device)
             noisy[name] = (total[name] + scale * noise) / (self.sampling_rate * self.expected_size)
         return noisy
-
-
-def phase_steps(steps: int | None, epochs: float | None, batch_size: int, expected_size: int) -> int:
-    """A phase's length in steps, from steps or epochs of `expected_size` images."""
-    return steps if steps is not None else round((epochs or 0.0) * expected_size / batch_size)
 
 
 def _interval(epsilon: float) -> float:

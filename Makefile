@@ -1,0 +1,54 @@
+# make demo    train on MNIST under DP, sample, evaluate, and say what it came to; minutes on a laptop
+# make test    everything that CI checks: lint, import layers, tests
+# make lint    ruff and the import layers          make types   mypy
+# make clean   remove the environment and caches, never runs/
+#
+# The environment is .venv, made of the versions in constraints.txt. Another Python: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+CONFIG ?= configs/mnist/dp_syngen.yaml
+RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python train.py --config $(CONFIG) --run $(RUN)
+	$(BIN)/python sample.py --run $(RUN)
+	$(BIN)/python evaluate.py --run $(RUN)
+	@echo
+	@$(BIN)/python -m dpsyngen.summary $(RUN)
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: each step is done once, and again when the versions change.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make: expected Python 3.11 or newer, got $(PYTHON) ($$($(PYTHON) --version 2>&1)); name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "make: $(PYTHON) -m venv failed; Debian and Ubuntu need the package python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing into $(VENV); the first time this takes minutes"
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) -e '.[dev]'
+	@touch $@

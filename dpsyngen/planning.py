@@ -1,0 +1,187 @@
+"""train.py --dry-run: what a config would do and cost, worked out without touching private data."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig
+from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
+from dpsyngen.errors import InputError
+from dpsyngen.loss import denoising_loss, draw
+from dpsyngen.networks.safety import refuse_mixing
+from dpsyngen.noise_levels import Stage, stages
+from dpsyngen.phases import expert
+from dpsyngen.privacy.per_example import recording
+from dpsyngen.privacy.plan import PrivacyPlan
+
+# A noise multiplier beyond this leaves so little signal in the gradient that training can't be expected to work.
+_HOPELESS_NOISE_PER_UNIT = 0.5
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `plan_run` found. Times are seconds on this machine, memory is bytes."""
+
+    privacy: PrivacyPlan | None
+    epsilon: float | None
+    stages: tuple[Stage, ...]
+    synthetic_steps: int
+    private_steps: int
+    parameters: int
+    memory: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Calibrate, count and time on random images. InputError if data.expected_size isn't declared: counting would touch the data."""
+    size = config.data.expected_size
+    if size is None:
+        raise InputError("data.expected_size: expected a number for --dry-run, since null counts the private images")
+    privacy = PrivacyPlan.calibrate(config, size) if config.is_private else None
+    denoiser = build_denoiser(config)
+    refuse_mixing(denoiser, config.data.image_shape)
+    synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
+    private = config.private.planned_steps(size)
+    rate_synthetic = _rows_per_second(config, denoiser, per_example=False)
+    rate_private = _rows_per_second(config, denoiser, per_example=True) if privacy else rate_synthetic
+    seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
+    seconds += private * config.private.batch_size * config.private.noise_multiplicity / rate_private
+    return RunPlan(
+        privacy=privacy,
+        epsilon=privacy.epsilon_after(private) if privacy else None,
+        stages=stages(config.stages),
+        synthetic_steps=synthetic,
+        private_steps=private,
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        memory=_memory(config, denoiser, size),
+        seconds=seconds,
+        warnings=tuple(_warnings(config, privacy, size, private)),
+    )
+
+
+def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_steps: int) -> list[str]:
+    found = []
+    if config.privacy.delta >= 1 / size:
+        found.append(f"privacy.delta = {config.privacy.delta:g} is not below 1/N = {1 / size:.2g}: publishing one random image would satisfy it")
+    if private_steps == 0:
+        found.append("private.steps = 0: no gradient step sees a private image")
+    if plan is None:
+        found.append("variant nonprivate: the private images are trained on WITHOUT any protection")
+    elif plan.noise_multiplier / plan.batch_size * _gradient_dimension(config) ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
+        found.append(
+            f"N = {size} is too small for epsilon = {config.privacy.epsilon:g}: noise of {plan.noise_multiplier:.3g} times the clipping norm on a batch of "
+            f"{plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
+        )
+    if plan is not None and plan.class_means is not None:
+        per_class = size / max(1, config.data.num_classes)
+        if plan.class_means.noise_multiplier / plan.class_means.count_weight > per_class / 4:
+            found.append(f"hints: with about {per_class:.0f} images per class the DP class means are mostly noise; raise hints.share or set hints.kind to none")
+    return found
+
+
+def _gradient_dimension(config: RunConfig) -> int:
+    denoiser = build_denoiser(config)
+    (stage,) = (stage for stage in stages(config.stages) if stage.source == "private")
+    return sum(p.numel() for p in expert(denoiser, stage).parameters())
+
+
+def _probe(config: RunConfig, images: int, copies: int) -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.uniform(-1, 1, (images, *config.data.image_shape)).astype(np.float32))
+    return x.repeat_interleave(copies, dim=0), torch.zeros(images * copies, dtype=torch.int64)
+
+
+def _rows_per_second(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, *, per_example: bool) -> float:
+    """Rows (images x K) that one training step computes a second on this machine, timed on a few random images."""
+    phase, compute = (config.private if per_example else config.synthetic), Compute.start(config.compute)
+    copies, images = phase.noise_multiplicity, max(2, min(config.compute.chunk_size, 64 // phase.noise_multiplicity))
+    x, labels = _probe(config, images, copies)
+    network = expert(denoiser, stages(config.stages)[-1]).to(compute.device)
+    draws = draw(
+        np.random.default_rng(0), stages(config.stages)[-1], labels, config.data.image_shape,
+        p_mean=phase.p_mean, p_std=phase.p_std, label_dropout=0.0, null_label=network.null_label,
+    ).to(compute.device)  # fmt: skip
+    x, fastest = x.to(compute.device), float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        if per_example:
+            with recording(network, images) as record:
+                with compute.autocast():
+                    losses = denoising_loss(network, x, draws).view(-1, copies).mean(dim=1)
+                losses.sum().backward()
+            record.clipped_sum(1.0)
+        else:
+            with compute.autocast():
+                loss = denoising_loss(network, x, draws).mean()
+            loss.backward()
+        fastest = min(fastest, time.perf_counter() - began)
+    network.zero_grad(set_to_none=True)
+    return len(x) / fastest
+
+
+def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -> int:
+    """Images, weights with gradient, average and Adam's moments, a chunk's activations and per-example gradients."""
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    bytes_each = 2 if config.compute.precision == "bf16" else 4
+    outputs = 0
+
+    def count(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal outputs
+        outputs += output.numel()
+
+    network = expert(denoiser, stages(config.stages)[-1]).cpu()
+    handles = [layer.register_forward_hook(count) for layer in network.backbone.modules() if not list(layer.children())]
+    x, labels = _probe(config, 1, 1)
+    with torch.no_grad():
+        network(x, torch.ones(1), labels)
+    for handle in handles:
+        handle.remove()
+    rows = config.compute.chunk_size * config.private.noise_multiplicity
+    per_example = config.compute.chunk_size * parameters if config.is_private else 0
+    # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
+    return int(size * np.prod(config.data.image_shape) + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+
+
+def print_plan(config: RunConfig) -> None:
+    """Show the plan as a table on stdout, then its warnings."""
+    plan = plan_run(config)
+    table = Table(title=f"Plan of {config.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(config, plan):
+        table.add_row(name, value)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+
+
+def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
+    rows = [("private images", f"{config.data.expected_size:,} of {'x'.join(map(str, config.data.image_shape))} from {config.data.source} (declared, not counted)")]
+    for stage in plan.stages:
+        rows.append((f"stage {stage.name}", f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {stage.source} images"))
+    if plan.synthetic_steps:
+        phase = config.synthetic
+        rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws, {phase.family}"))
+    private = config.private
+    rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
+    if plan.privacy is not None:
+        rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {plan.privacy.target_epsilon:g}) at delta = {plan.privacy.delta:g}, per image"))
+        if plan.privacy.class_means is not None:
+            rows.append(("noise of the class means", f"{plan.privacy.class_means.noise_multiplier:.4g} times the sensitivity, once"))
+        rows.append(("noise of DP-SGD", f"{plan.privacy.noise_multiplier:.4g} x C = {plan.privacy.clipping_norm:g}, q = {plan.privacy.sampling_rate:.4g}"))
+    rows.append(("parameters", f"{plan.parameters:,}"))
+    rows.append(("memory", f"about {plan.memory / 2**30:.2g} GiB"))
+    rows.append(("training time here", _duration(plan.seconds)))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:,.1f} h"

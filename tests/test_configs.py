@@ -1,0 +1,106 @@
+"""Every file under configs/ can be used, and those that reproduce a paper have the paper's numbers."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from dpsyngen.cli import dump_config, read_config
+from dpsyngen.config import RunConfig, Variant
+from synthetic_generators import make_generator
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+DATASETS = ("mnist", "fashion_mnist")
+WHOLE = [path for path in FILES if path.parent.name in DATASETS]
+OVERLAYS = [path for path in FILES if path.parent.name not in (*DATASETS, "base")]
+EPSILONS = {"0.2": 0.2, "1": 1.0, "10": 10.0}
+
+
+@functools.cache
+def load(*paths: Path) -> RunConfig:
+    return read_config(paths)
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def test_both_datasets_have_every_variant():
+    expected = {f"{variant}.yaml" for variant in get_args(Variant)} | {"dp_syngen.yaml"}
+    for dataset in DATASETS:
+        assert {path.name for path in WHOLE if path.parent.name == dataset} == expected
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_every_file_says_what_it_is_and_where_its_numbers_are_from(path):
+    comment = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert path.read_text().startswith("# ")
+    assert re.search(r"arXiv \d{4}\.\d{5}|Numbers: |DPDM|LeCun", comment)
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=names)
+def test_every_run_loads_and_is_what_its_name_says(path, tmp_path):
+    config = load(path)
+    assert config.name == f"{path.parent.name}_{path.stem}"
+    assert config.data.source == path.parent.name
+    assert config.stages.variant == ("finetune_all" if path.stem == "dp_syngen" else path.stem)
+    make_generator(config.synthetic.family, config.data.channels, config.data.image_size, **config.synthetic.options)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_config([tmp_path / "config.yaml"]) == config
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=names)
+@pytest.mark.parametrize("path", WHOLE, ids=names)
+def test_every_overlay_fits_every_run(path, overlay):
+    plain, config = load(path), load(path, overlay)
+    assert config.stages == plain.stages
+    assert config.data == plain.data
+    for section, fields in yaml.safe_load(overlay.read_text()).items():
+        for field in fields:
+            changed = getattr(getattr(config, section), field)
+            assert changed == getattr(getattr(load(overlay), section), field)
+
+
+@pytest.mark.parametrize("name", EPSILONS)
+def test_epsilon_overlays(name):
+    config = load(CONFIGS / "mnist" / "dpdm.yaml", CONFIGS / "epsilon" / f"{name}.yaml")
+    assert config.privacy.epsilon == EPSILONS[name]
+    assert config.network.parameterisation == ("v" if name == "0.2" else "edm")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_dpdm_has_the_published_numbers(dataset):
+    config = load(CONFIGS / dataset / "dpdm.yaml")
+    phase = config.private
+    assert (phase.batch_size, phase.epochs, phase.steps, phase.noise_multiplicity) == (4096, 300, None, 32)
+    assert (phase.learning_rate, phase.ema_decay, phase.p_mean, phase.p_std, phase.warmup, phase.decay) == (3e-4, 0.999, -1.2, 1.2, 0, 0)
+    assert (config.privacy.epsilon, config.privacy.delta, config.privacy.clipping_norm) == (10, 1e-5, 1)
+    assert (config.network.backbone, config.network.width, config.network.depth, config.network.label_dropout) == ("unet", 32, 2, 0.1)
+    assert config.network.sigma_data == pytest.approx(3**-0.5, abs=1e-4)
+    assert config.hints.kind == "none"
+    assert (config.sampling.sampler, config.sampling.steps, config.sampling.guidance) == ("ddim", 50, 1)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("variant", ["coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all"])
+def test_dp_syngen_has_the_published_numbers(dataset, variant):
+    config, dpdm = load(CONFIGS / dataset / f"{variant}.yaml"), load(CONFIGS / dataset / "dpdm.yaml")
+    assert (config.stages.tau1, config.stages.tau2, config.hints.kind) == (-3, 2, "none")
+    phase = config.synthetic
+    assert (phase.family, phase.batch_size, phase.epochs, phase.steps, phase.learning_rate, phase.noise_multiplicity) == (
+        "dead_leaves", 128, 300, None, 4e-4, 4)  # fmt: skip
+    assert config.private == dataclasses.replace(dpdm.private, epochs=200, noise_multiplicity=8)
+    assert (config.network, config.privacy, config.sampling) == (dpdm.network, dpdm.privacy, dpdm.sampling)
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=names)
+def test_the_laptop_overlay_is_small(path):
+    config = load(path, CONFIGS / "laptop.yaml")
+    assert config.network.backbone == "lean"
+    assert config.private.batch_size * config.private.noise_multiplicity * config.private.steps <= 400_000  # images denoised
+    assert config.synthetic.batch_size * config.synthetic.noise_multiplicity * config.synthetic.steps <= 400_000

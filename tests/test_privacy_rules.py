@@ -1,0 +1,374 @@
+"""DESIGN's rules of the guarantee, each by what must hold if it is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, kstest
+from torch import Tensor, nn
+
+from dpsyngen.compute import Compute
+from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, NetworkConfig, PrivacyConfig, PrivateConfig, RunConfig, TrackingConfig
+from dpsyngen.data import ImageDataset
+from dpsyngen.denoiser import Denoiser, build_denoiser
+from dpsyngen.errors import InputError
+from dpsyngen.networks.safety import refuse_mixing
+from dpsyngen.noise_levels import stages
+from dpsyngen.privacy.class_means import ClassMeansMechanism
+from dpsyngen.privacy.journal import Journal
+from dpsyngen.privacy.per_example import PerExampleGradients, recording
+from dpsyngen.privacy.plan import PrivacyPlan
+from dpsyngen.privacy.private_step import PrivateStep
+from dpsyngen.privacy.randomness import PrivateKey, destroy, poisson_sample
+
+KEY = PrivateKey.fixed("ab" * 32)
+
+
+def tiny_config(*, batch_size: int = 8, copies: int = 2, chunk_size: int = 3, diagnostics: bool = False, hints: str = "none") -> RunConfig:
+    return RunConfig(
+        data=DataConfig(image_size=8, num_classes=3, expected_size=40),
+        network=NetworkConfig(width=8),
+        hints=HintsConfig(kind=hints),  # type: ignore[arg-type]
+        private=PrivateConfig(batch_size=batch_size, noise_multiplicity=copies, steps=10, epochs=None),
+        privacy=PrivacyConfig(epsilon=5.0, delta=1e-3),
+        compute=ComputeConfig(chunk_size=chunk_size),
+        tracking=TrackingConfig(log_private_diagnostics_without_dp=diagnostics),
+    )
+
+
+def dataset(size: int = 40, seed: int = 0) -> ImageDataset:
+    rng = np.random.default_rng(seed)
+    return ImageDataset(rng.integers(0, 256, (size, 1, 8, 8), dtype=np.uint8), rng.integers(0, 3, size), ("a", "b", "c"))
+
+
+def randomised(config: RunConfig) -> Denoiser:
+    denoiser = build_denoiser(config)
+    assert isinstance(denoiser, Denoiser)
+    torch.manual_seed(1)
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return denoiser
+
+
+def step_of(tmp_path: Path, config: RunConfig, plan: PrivacyPlan, images: ImageDataset, rank: int = 0, processes: int = 1) -> PrivateStep:
+    journal = Journal(tmp_path / f"journal-{rank}.jsonl")
+    journal.open_attempt("test")
+    (stage,) = (stage for stage in stages(config.stages) if stage.source == "private")
+    return PrivateStep(randomised(config), stage, images, plan, KEY, journal, config, Compute(torch.device("cpu"), rank, processes))
+
+
+def gradients(step: PrivateStep, number: int = 0) -> dict[str, Tensor]:
+    step(number)
+    return {name: parameter.grad.clone() for name, parameter in step.denoiser.named_parameters() if parameter.grad is not None}
+
+
+def plan_with(config: RunConfig, **changes: float) -> PrivacyPlan:
+    plan = PrivacyPlan(5.0, 1e-3, 40, config.private.batch_size, 10, config.private.noise_multiplicity, 1.0, 1.0, None)
+    return PrivacyPlan(**{**plan.__dict__, **changes})
+
+
+# Rule 2: Poisson batches, empty ones included.
+
+
+def test_poisson_inclusion_is_independent_with_probability_q() -> None:
+    population, q, draws = 50, 0.3, 4000
+    rng = np.random.default_rng(0)
+    member = np.zeros((draws, population), dtype=bool)
+    for draw in range(draws):
+        member[draw, poisson_sample(rng, population, q)] = True
+    sizes = member.sum(axis=1)
+    assert binomtest(int(member.sum()), draws * population, q).pvalue > 1e-4
+    assert sizes.var() == pytest.approx(population * q * (1 - q), rel=0.1)  # a shuffled batch would have no variance
+    joint = np.cov(member.T.astype(float)) - np.diag(np.full(population, q * (1 - q)))
+    off = joint[~np.eye(population, dtype=bool)]
+    assert np.abs(off).max() < 6 * q * (1 - q) / draws**0.5  # neighbours in the walk as well as distant units
+
+
+def test_poisson_sample_costs_the_batch_not_the_population() -> None:
+    indices = poisson_sample(np.random.default_rng(0), 10**9, 4096 / 10**9)
+    assert abs(len(indices) - 4096) < 6 * 64
+    assert (np.diff(indices) > 0).all()
+    assert indices[-1] < 10**9
+    assert kstest(indices / 10**9, "uniform").pvalue > 1e-3
+    assert (poisson_sample(np.random.default_rng(0), 7, 1.0) == np.arange(7)).all()
+
+
+def test_empty_batch_is_a_step_of_pure_noise(tmp_path: Path) -> None:
+    config = tiny_config()
+    plan = plan_with(config)
+    step = step_of(tmp_path, config, plan, dataset(0))
+    found = torch.cat([gradient.flatten() for gradient in gradients(step).values()])
+    assert kstest((found * 8).numpy(), "norm").pvalue > 1e-3  # noise N(0, (1 * 1)^2) over q N = 8
+    assert step.journal.spending.steps == 1
+
+
+# Rule 3: the contribution of one image.
+
+
+@pytest.mark.parametrize(("copies", "chunk_size", "bf16"), [(1, 4, False), (4, 3, False), (4, 3, True)])
+def test_removing_an_image_moves_the_sum_by_at_most_c(tmp_path: Path, copies: int, chunk_size: int, bf16: bool) -> None:
+    """All images in the batch, no noise, the last image alone in its chunk: with and without it the sums differ by its clipped gradient."""
+    config = tiny_config(batch_size=40, copies=copies, chunk_size=chunk_size)
+    norm = 0.05
+    plan = plan_with(config, noise_multiplier=0.0, clipping_norm=norm)
+    sums = []
+    for size in (37, 36):
+        step = step_of(tmp_path, config, plan, dataset(40).slice(0, size))
+        object.__setattr__(step, "compute", Compute(torch.device("cpu"), bf16=bf16))
+        sums.append(torch.cat([g.flatten() for g in gradients(step).values()]) * 40)
+    difference = (sums[0] - sums[1]).norm().item()
+    assert 0.9 * norm < difference <= norm * (1 + 1e-4)
+
+
+def test_clipping_comes_after_averaging_over_draws() -> None:
+    record = PerExampleGradients(examples=2)
+    record.add("w", torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+    torch.testing.assert_close(record.clipped_sum(1.0)["w"], torch.tensor([0.6 + 0.3, 0.8 + 0.4]), rtol=1e-5, atol=0)
+    layer = nn.Linear(1, 1, bias=False)
+    x = torch.tensor([[10.0], [-10.0], [1.0], [0.0]])  # draws of one image that cancel, and of one that don't
+    with recording(layer, 2) as averaged:
+        layer(x).view(2, 2).mean(dim=1).sum().backward()
+    torch.testing.assert_close(averaged.gradients["weight"].flatten(), torch.tensor([0.0, 0.5]))
+
+
+def test_contribution_is_at_most_c_for_any_magnitude() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-20, 1e-3, 1.0, 1e10, 1e18):
+        record = PerExampleGradients(examples=1)
+        record.add("a", scale * torch.randn(1, 1000, generator=generator))
+        record.add("b", (scale * torch.randn(1, 77, generator=generator)).bfloat16())
+        clipped = record.clipped_sum(0.3)
+        assert torch.cat([t.double() for t in clipped.values()]).norm() <= 0.3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_non_finite_contribution_counts_as_zero(bad: float) -> None:
+    record = PerExampleGradients(examples=2)
+    record.add("w", torch.tensor([[bad, 1e30], [0.3, 0.4]]))
+    found = record.clipped_sum(1.0)["w"]
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, torch.tensor([0.3, 0.4]), rtol=1e-5, atol=0) if bad != 1e30 else None
+    assert (found - torch.tensor([0.3, 0.4])).norm() <= 1
+
+
+# Rule 4: noise once, fixed divisor.
+
+
+def test_noise_is_added_once_with_deviation_sigma_c_and_divided_by_the_expected_size() -> None:
+    plan = plan_with(tiny_config(), noise_multiplier=1.7, clipping_norm=0.3)
+    zero = {"a": torch.zeros(200, 100), "b": torch.zeros(5000)}
+    noise = torch.cat([t.flatten() for t in plan.privatise(zero, KEY, 0, 0).values()]).numpy()
+    assert kstest(noise * 8 / (1.7 * 0.3), "norm").pvalue > 1e-3
+    total = {"a": torch.ones(200, 100), "b": torch.ones(5000)}
+    shifted = torch.cat([t.flatten() for t in plan.privatise(total, KEY, 0, 0).values()]).numpy()
+    np.testing.assert_allclose(shifted - noise, 1 / 8, rtol=1e-4)
+
+
+def test_divisor_is_fixed_whatever_was_drawn(tmp_path: Path) -> None:
+    """The same key draws other sizes at other steps; multiplied by q N each step is a sum of clipped gradients, never a mean."""
+    config = tiny_config(batch_size=40)
+    plan = plan_with(config, noise_multiplier=0.0, clipping_norm=1e-4)
+    for size in (5, 20):
+        total = torch.cat([g.flatten() for g in gradients(step_of(tmp_path, config, plan, dataset(40).slice(0, size))).values()])
+        assert (total * 40).norm().item() == pytest.approx(size * 1e-4, rel=0.7)
+
+
+def test_processes_share_one_batch_and_one_noise(tmp_path: Path) -> None:
+    """Chunks dealt to three processes, their sums added, then noise: what one process gets."""
+    config = tiny_config(batch_size=20)
+    plan = plan_with(config)
+    whole = gradients(step_of(tmp_path, config, plan, dataset()))
+    silent = plan_with(config, noise_multiplier=0.0)
+    sums: dict[str, Tensor] = {}
+    for rank in range(3):
+        step = step_of(tmp_path, config, silent, dataset(), rank, 3)
+        object.__setattr__(step, "compute", _Alone(torch.device("cpu"), rank, 3))
+        for name, gradient in gradients(step).items():
+            sums[name] = sums.get(name, torch.zeros(())) + gradient * 20
+    combined = plan.privatise(sums, KEY, 0, 0)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(combined[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+class _Alone(Compute):
+    """One of several processes whose sums the test adds up itself."""
+
+    def sum_over_processes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
+
+def test_chunks_computed_apart_or_together_are_the_same_computation(tmp_path: Path) -> None:
+    config = tiny_config(batch_size=20, chunk_size=4)
+    plan = plan_with(config)
+    first = gradients(step_of(tmp_path, config, plan, dataset()))
+    again = gradients(step_of(tmp_path, config, plan, dataset()))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = gradients(step_of(tmp_path, config, plan, dataset()), 1)
+    assert not torch.equal(first["backbone.stem.weight"], other["backbone.stem.weight"])
+
+
+# Rule 5: DP class means.
+
+
+def means_mechanism(noise: float = 0.0) -> ClassMeansMechanism:
+    return ClassMeansMechanism(noise, num_classes=3, centre=-1.0, radius=5.0, count_weight=0.3, count_floor=2.0)
+
+
+def test_class_means_contribution_has_norm_at_most_one() -> None:
+    images = torch.cat([torch.full((1, 1, 8, 8), v) for v in (-1.0, -0.9, 1.0, 1e9, float("nan"))])
+    scaled, weight = means_mechanism().contributions(images)
+    norms = np.sqrt((scaled**2).sum(axis=1) + weight**2)
+    assert (norms <= 1 + 1e-12).all()
+    assert norms[2] == pytest.approx(1)  # a bright image uses the whole sensitivity
+    assert norms[4] == pytest.approx(0.3)
+
+
+def test_class_means_without_noise_are_the_means() -> None:
+    data = dataset()
+    dim = ImageDataset(data.images // 4, data.labels, data.class_names)
+    images, labels = dim.batch(np.arange(40))
+    found = means_mechanism().release([dim.batch(np.arange(20)), dim.batch(np.arange(20, 40))], np.random.default_rng(0))
+    for label in range(3):
+        torch.testing.assert_close(found[label], images[labels == label].mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_class_means_divide_by_noisy_counts_and_floor_them() -> None:
+    mechanism = means_mechanism()
+    weight = (1 - 0.09) ** 0.5 / 5.0
+    sums = np.full((3, 4), 10 * 0.5 * weight)  # ten images of value -0.5
+    for counted, effective in ((10, 10), (20, 20), (0, 2), (-50, 2)):
+        found = mechanism.means(sums, np.full(3, counted * 0.3))
+        torch.testing.assert_close(found, torch.full((3, 4), min(1.0, -1 + 5.0 / effective)))
+
+
+def test_class_means_noise_reaches_sums_and_counts() -> None:
+    empty = [(torch.zeros(0, 1, 64, 64), torch.zeros(0, dtype=torch.int64))]
+    mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, 0.6, 10.0)
+    found = mechanism.release(empty, np.random.default_rng(0)).numpy().ravel()
+    assert kstest(found * 10 * 0.8 / 2, "norm").pvalue > 1e-3
+
+
+# Rule 8: the key.
+
+
+def test_substreams_differ_by_every_part_of_their_name_and_by_key() -> None:
+    parts = [{}, {"attempt": 1}, {"step": 1}, {"chunk": 1}]
+    draws = [KEY.substream("draws", **part).integers(2**63) for part in parts]
+    draws += [KEY.substream("batch").integers(2**63), PrivateKey.fixed("cd" * 32).substream("draws").integers(2**63)]
+    assert len(set(draws)) == len(draws)
+    assert KEY.substream("draws").integers(2**63) == draws[0]
+
+
+def test_fresh_keys_are_never_shared_and_never_shown() -> None:
+    keys = {PrivateKey.fresh().secret for _ in range(100)}
+    assert len(keys) == 100
+    assert all(len(secret) == 32 for secret in keys)
+    assert "ab" not in repr(KEY)
+    assert PrivateKey.fresh().guaranteed
+    assert not KEY.guaranteed
+
+
+def test_key_file_is_secret_and_destroyed(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    key = PrivateKey.fresh()
+    key.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert PrivateKey.load(path) == key
+    with pytest.raises(FileExistsError):
+        PrivateKey.fresh().save(path)
+    destroy(path)
+    assert not path.exists()
+    destroy(path)
+
+
+# Rule 7: nothing unpaid leaves.
+
+
+def test_private_step_returns_nothing_unless_asked(tmp_path: Path) -> None:
+    config = tiny_config()
+    assert step_of(tmp_path, config, plan_with(config), dataset())(0) == {}
+    asked = tiny_config(diagnostics=True)
+    assert set(step_of(tmp_path, asked, plan_with(asked), dataset())(0)) == {"loss", "gradient_norm", "clipped_fraction", "batch_size"}
+
+
+# Rule 9: the journal.
+
+
+def test_step_is_journalled_before_it_is_computed(tmp_path: Path) -> None:
+    config = tiny_config(batch_size=40)
+    step = step_of(tmp_path, config, plan_with(config, noise_multiplier=1.0), dataset())
+    step.denoiser.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("crash")))
+    with pytest.raises(RuntimeError, match="crash"):
+        step(4)
+    lines = [json.loads(line) for line in step.journal.path.read_text().splitlines()]
+    assert lines[-1] == {"attempt": 0, "step": 4}
+    assert step.journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_replay_is_free_only_with_the_same_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.open_attempt("same")
+    for step in range(5):
+        journal.begin(step)
+    again = Journal(path)
+    again.open_attempt("same")
+    assert again.attempt == 0
+    for step in (3, 4, 5):  # from the checkpoint at 3
+        again.begin(step)
+    assert again.spending.steps == 6
+    changed = Journal(path)
+    changed.open_attempt("other")
+    assert changed.attempt == 1
+    assert changed.begun_since(3) == 0
+    for step in (3, 4, 5):
+        changed.begin(step)
+    assert changed.spending.steps == 9
+    back = Journal(path)
+    back.open_attempt("same")
+    assert back.attempt == 2  # never an old attempt's draws again
+
+
+def test_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.open_attempt("f")
+    journal.begin(0)
+    with path.open("a") as file:
+        file.write('{"attempt": 0, "st')
+    again = Journal(path)
+    assert again.spending.steps == 1
+    again.begin(1)
+    assert Journal(path).spending.steps == 2
+
+
+# Rule 10: no layer mixes examples.
+
+
+class _Mixing(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, nn.Linear(1, 1)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        return self.layer(x) * self.scale.weight
+
+
+class _Centre(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+@pytest.mark.parametrize(("layer", "complaint"), [(nn.BatchNorm2d(1), "BatchNorm2d"), (nn.InstanceNorm2d(1, track_running_stats=True), "InstanceNorm2d"), (_Centre(), "other images")])
+def test_mixing_layers_are_refused(layer: nn.Module, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        refuse_mixing(_Mixing(layer), (1, 8, 8))
+
+
+def test_probe_accepts_our_networks_and_leaves_them_as_they_were() -> None:
+    net = build_denoiser(tiny_config())
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    refuse_mixing(net, (1, 8, 8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
