@@ -1,8 +1,8 @@
 """Distances between sets of features: Fréchet distance, precision and recall."""
 
 import numpy as np
-import scipy.linalg
 import torch
+from torch import Tensor
 
 NEIGHBOURS = 3
 
@@ -17,17 +17,17 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     """
     mean_a, root_a, trace_a = _moments(features_a)
     mean_b, root_b, trace_b = _moments(features_b)
-    overlap = scipy.linalg.svdvals(root_a @ root_b).sum()
-    return max(0.0, float(np.sum((mean_a - mean_b) ** 2) + trace_a + trace_b - 2 * overlap))
+    overlap = torch.linalg.svdvals(root_a @ root_b).sum()
+    return max(0.0, ((mean_a - mean_b).square().sum() + trace_a + trace_b - 2 * overlap).item())
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def _moments(features: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [F], the symmetric square root [F, F] of the covariance, and the covariance's trace."""
-    features = features.astype(np.float64)
-    covariance = np.atleast_2d(np.cov(features, rowvar=False))
-    eigenvalues, vectors = scipy.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(eigenvalues.clip(min=0))) @ vectors.T
-    return features.mean(0), root, float(np.trace(covariance))
+    x = torch.from_numpy(features.astype(np.float64))
+    covariance = x.T.cov().reshape(x.shape[1], x.shape[1])
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
+    return x.mean(0), root, covariance.trace()
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[float, float]:

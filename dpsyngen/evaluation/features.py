@@ -21,7 +21,7 @@ from dpsyngen.evaluation.classifiers import (
 )
 from dpsyngen.evaluation.inception import find_weights, inception_features, load_inception
 
-CLASSIFIER_STEPS = 500
+CLASSIFIER_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class FeatureExtractor:
     name: str
     """What the distance on these features is called."""
     protocol: str
-    """How the features come about, in one sentence."""
+    """How the features come about."""
+    note: str
+    """What to know about the choice; empty for the standard one."""
     extract: Callable[[np.ndarray, str | None], np.ndarray]
     """(images uint8 [N, C, H, W], description of the progress bar or None) -> float32 [N, F]."""
 
@@ -49,16 +51,16 @@ def build_extractor(kind: str, real_train: ImageDataset | None, seed: int, devic
         InputError: Inception's weights can't be had and are asked for, or the classifier is needed and there are no real
             training images.
     """
-    reason = "evaluation.features is classifier"
+    reason = "by evaluation.features"
     if kind != "classifier":
         try:
             return _inception_extractor(device)
         except OSError as error:
-            reason = f"Inception's weights can't be had: {error}"
             if kind == "inception":
-                raise InputError(f"evaluation.features: {reason}; put them there, or choose classifier") from error
+                raise InputError(f"evaluation.features: inception can't be had: {error}; put the file there, or choose classifier or none") from error
+            reason = "since Inception's weights can't be had (evaluation.features inception says why)"
     if real_train is None:
-        raise InputError(f"evaluation.features: expected inception or none, since there are no real training images ({reason})")
+        raise InputError(f"evaluation.features: expected none, as there are no real training images for a classifier, got {kind}")
     return _classifier_extractor(real_train, seed, device, reason)
 
 
@@ -66,7 +68,8 @@ def _inception_extractor(device: torch.device) -> FeatureExtractor:
     inception = load_inception(find_weights(), device)
     return FeatureExtractor(
         name="FID",
-        protocol="2048 features of Inception-v3, resized to 299 x 299 by clean-fid",
+        protocol="2048 features of Inception-v3 from images resized to 299 x 299, by clean-fid",
+        note="",
         extract=lambda images, description: inception_features(images, inception, device, description),
     )
 
@@ -76,14 +79,15 @@ def _classifier_extractor(real_train: ImageDataset, seed: int, device: torch.dev
     task = "their classes" if len(real_train.class_names) > 1 else "by how much an image is turned"
     return FeatureExtractor(
         name="FID-classifier (not comparable with Inception FID)",
-        protocol=f"128 penultimate features of a CNN trained for {CLASSIFIER_STEPS} steps on the real training images to tell {task}; "
-        f"comparable between sets measured with the same real images, seed and kind of device, and not with FID by Inception ({reason})",
+        protocol=f"128 penultimate features of a CNN trained for {CLASSIFIER_STEPS} steps on the real training images to tell {task}",
+        note=f"a classifier's features, {reason}: comparable between image sets measured with the same real images, seed and kind of device, "
+        "and not with FID by Inception",
         extract=lambda images, description: apply_in_batches(model.features, images, device, description),
     )
 
 
 def train_feature_network(data: ImageDataset, seed: int, device: torch.device) -> Classifier:
-    """Train the CNN of `build_classifier` on real images for 500 steps of 128, and return it in evaluation mode.
+    """Train the CNN of `build_classifier` on real images for 300 steps of 128, and return it in evaluation mode.
 
     It learns the labels. Where there is just one class, it learns to tell by which multiple of 90 degrees an image was turned
     (Gidaris et al., arXiv 1803.07728), which needs no labels and gives features of shapes and their parts as well.
@@ -92,7 +96,7 @@ def train_feature_network(data: ImageDataset, seed: int, device: torch.device) -
     channels, height, width = data.images.shape[1:]
     with seeded(seed, device):
         num_classes = len(data.class_names) if labelled else 4
-        model = build_classifier("cnn", (channels, height, width), num_classes).to(device, memory_format=torch.channels_last)
+        model = build_classifier("cnn", (channels, height, width), num_classes).to(device)
         optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         for _ in trange(CLASSIFIER_STEPS, desc="training the feature network", leave=False, disable=None):
             x, labels = data.batch(torch.randint(len(data), (BATCH_SIZE,)).numpy())

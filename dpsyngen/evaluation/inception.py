@@ -5,6 +5,7 @@ import http.client
 import os
 import threading
 import urllib.request
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from dpsyngen.networks.torchvision_compat import import_torchvision
 
 WEIGHTS_FILE = "inception-2015-12-05.pt"
-CLEAN_FID_FOLDER = Path("/tmp")
+CLEAN_FID_FOLDER = Path("/tmp")  # noqa: S108 - only the genuine file is read from there
 """Where clean-fid itself looks, and leaves what it downloads."""
 WEIGHTS_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{WEIGHTS_FILE}"
 _SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -30,14 +31,23 @@ def find_weights(url: str = WEIGHTS_URL, folders: tuple[Path, ...] | None = None
     """The folder that holds Inception's weights, after a download if need be.
 
     Looks in `folders`, by default clean-fid's and then the user's cache; downloads into the last. Only the file with the known
-    SHA-256 will do. Raises OSError, within a few seconds where there is no network, if the weights can't be had.
+    SHA-256 will do. Raises OSError that says all this, within a few seconds where there is no network, if they can't be had.
     """
     folders = folders or (CLEAN_FID_FOLDER, _cache_folder())
     for folder in folders:
         if (file := folder / WEIGHTS_FILE).is_file() and _is_genuine(file):
             return folder
-    target = folders[-1] / WEIGHTS_FILE
-    partial = target.with_name(f"{WEIGHTS_FILE}.{os.getpid()}.part")
+    try:
+        _download(url, folders[-1] / WEIGHTS_FILE)
+    except (OSError, http.client.HTTPException) as error:
+        places = " nor in ".join(map(str, folders))
+        raise OSError(f"{WEIGHTS_FILE} is neither in {places}, and the download from {url} failed ({error})") from error
+    return folders[-1]
+
+
+def _download(url: str, target: Path) -> None:
+    """Fetch the weights; the file appears complete and checked or not at all."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with _connect(url) as response:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +57,10 @@ def find_weights(url: str = WEIGHTS_URL, folders: tuple[Path, ...] | None = None
                     file.write(chunk)
                     bar.update(len(chunk))
         if not _is_genuine(partial):
-            raise OSError(f"{url} has the wrong SHA-256")
+            raise OSError("wrong SHA-256")
         os.replace(partial, target)
-    except http.client.HTTPException as error:
-        raise OSError(f"the download of {url} broke off ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
-    return folders[-1]
 
 
 def _cache_folder() -> Path:
@@ -67,12 +74,12 @@ def _is_genuine(file: Path) -> bool:
 
 
 def _connect(url: str) -> Any:
-    """Open the url, or raise OSError after a few seconds: in a thread, because a name lookup can't be given a time limit."""
+    """Open the url, or raise within a few seconds: in a thread, because a name lookup can't be given a time limit."""
     outcome: list[Any] = []
 
     def attempt() -> None:
         try:
-            outcome.append(urllib.request.urlopen(url, timeout=_CONNECT_SECONDS))
+            outcome.append(urllib.request.urlopen(url, timeout=_CONNECT_SECONDS))  # noqa: S310 - the callers' own address
         except (OSError, http.client.HTTPException) as error:
             outcome.append(error)
 
@@ -80,9 +87,9 @@ def _connect(url: str) -> Any:
     thread.start()
     thread.join(_CONNECT_SECONDS)
     if not outcome:
-        raise OSError(f"no answer from {url} within {_CONNECT_SECONDS:.0f} s")
+        raise TimeoutError(f"no answer within {_CONNECT_SECONDS:.0f} s")
     if isinstance(outcome[0], Exception):
-        raise OSError(f"no connection to {url} ({outcome[0]})") from outcome[0]
+        raise outcome[0]
     return outcome[0]
 
 
@@ -91,8 +98,10 @@ def load_inception(folder: Path, device: torch.device) -> Callable[[Tensor], Ten
     import_torchvision()
     from cleanfid.inception_torchscript import InceptionV3W
 
-    model: torch.nn.Module = InceptionV3W(str(folder), download=False).to(device)
-    return model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates the format that the published weights are in
+        model: torch.nn.Module = InceptionV3W(str(folder), download=False)
+    return model.to(device).eval()
 
 
 def inception_features(

@@ -12,7 +12,7 @@ from dpsyngen.data import ImageDataset
 from dpsyngen.errors import InputError
 from dpsyngen.evaluation.classifiers import HELD_OUT_FRACTION, apply_in_batches, train_classifier
 from dpsyngen.evaluation.distances import NEIGHBOURS, frechet_distance, precision_recall
-from dpsyngen.evaluation.features import build_extractor
+from dpsyngen.evaluation.features import FeatureExtractor, build_extractor
 
 MIN_IMAGES = 10
 MANIFOLD_IMAGES = 3000
@@ -54,20 +54,19 @@ def evaluate(
     synthetic = _check(images, labels, real_reference)
     common = {"reference": f"{len(real_reference)} real {config.reference.replace('_', '-')} images", "seed": seed,
               "private": PUBLIC if public else NOT_PRIVATE}
+    extractor = None if config.features == "none" else build_extractor(config.features, real_train, seed, device)
     metrics: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
-    if len(real_reference.class_names) < 2:
+    if len(real_reference.class_names) > 1:
+        metrics |= {f"cas_{kind}": _accuracy_score(kind, synthetic, real_reference, config, seed, device) for kind in config.classifiers}
+    else:
         skipped["cas"] = "the images have no labels, so there is nothing to classify"
+    if extractor is not None:
+        metrics |= _compare_features(extractor, synthetic, real_train, real_reference, config, seed)
     else:
-        for kind in config.classifiers:
-            metrics[f"cas_{kind}"] = _accuracy_score(kind, synthetic, real_reference, config, seed, device) | common
-    if config.features == "none":
         skipped["fid"] = "evaluation.features is none"
-    else:
-        compared = _compare_features(synthetic, real_train, real_reference, config, seed, device)
-        metrics |= {name: record | common for name, record in compared.items()}
     return {
-        "metrics": metrics,
+        "metrics": {name: record | common for name, record in metrics.items()},
         "skipped": skipped,
         "images": len(synthetic),
         "reference_images": len(real_reference),
@@ -81,7 +80,8 @@ def _check(images: np.ndarray, labels: np.ndarray, real: ImageDataset) -> ImageD
     """The synthetic images as a dataset with the real ones' classes, if they have their shape."""
     channels, height, width = real.images.shape[1:]
     if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
-        raise InputError(f"synthetic images: expected uint8 [N, {height}, {width}, {channels}] like the real ones, got {images.dtype} {list(images.shape)}")
+        expected = f"uint8 [N, {height}, {width}, {channels}] like the real ones"
+        raise InputError(f"synthetic images: expected {expected}, got {images.dtype} {list(images.shape)}")
     if len(images) < MIN_IMAGES:
         raise InputError(f"synthetic images: expected at least {MIN_IMAGES}, got {len(images)}")
     if len(real) < MIN_IMAGES:
@@ -125,24 +125,26 @@ def _accuracy_score(
 
 
 def _compare_features(
-    synthetic: ImageDataset, real_train: ImageDataset | None, real: ImageDataset, config: EvaluationConfig, seed: int, device: torch.device
+    extractor: FeatureExtractor,
+    synthetic: ImageDataset,
+    real_train: ImageDataset | None,
+    real: ImageDataset,
+    config: EvaluationConfig,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """FID, precision and recall on the same features."""
-    extractor = build_extractor(config.features, real_train, seed, device)
+    """FID, precision and recall on the same features, of at most evaluation.fid_images images of a kind."""
     rng = np.random.default_rng(seed)
-    # Shuffled, since images from a folder come class by class.
-    subsets = [data.images[rng.permutation(len(data))[: config.fid_images]] for data in (real, synthetic)]
-    real_features, synthetic_features = (
-        extractor.extract(images, f"features of {name} images") for images, name in zip(subsets, ("real", "synthetic"), strict=True)
-    )
-    counts = f"{len(real_features)} real and {len(synthetic_features)} synthetic images"
-    compared: dict[str, dict[str, Any]] = {
-        "fid": {
-            "name": extractor.name,
-            "value": frechet_distance(real_features, synthetic_features),
-            "protocol": f"Fréchet distance of {counts}; {extractor.protocol}",
-        }
-    }
+
+    def extract(data: ImageDataset, name: str) -> np.ndarray:
+        chosen = rng.permutation(len(data))[: config.fid_images]  # shuffled, since images from a folder come class by class
+        return extractor.extract(data.images[chosen], f"features of {name} images")
+
+    real_features, synthetic_features = extract(real, "real"), extract(synthetic, "synthetic")
+    protocol = f"Fréchet distance of {len(real_features)} real and {len(synthetic_features)} synthetic images; {extractor.protocol}"
+    distance = {"name": extractor.name, "value": frechet_distance(real_features, synthetic_features), "protocol": protocol, "note": extractor.note}
+    if extractor.note and real_train is not None and len(real_train) >= MIN_IMAGES:  # gives a scale to numbers that aren't known from elsewhere
+        distance["real_training_images"] = frechet_distance(real_features, extract(real_train, "real training"))
+    compared: dict[str, dict[str, Any]] = {"fid": distance}
     size = min(len(real_features), len(synthetic_features), MANIFOLD_IMAGES)
     if size > NEIGHBOURS:
         values = precision_recall(real_features[:size], synthetic_features[:size])

@@ -45,6 +45,8 @@ def metrics_table(result: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     for name, metric in result["metrics"].items():
         table.add_row(_label(name, metric), _shown(name, metric))
+        if "real_training_images" in metric:
+            table.add_row("    the same of real training images", f"{metric['real_training_images']:.2f}")
     for name, reason in result["skipped"].items():
         table.add_row(name.upper(), f"left out: {reason}")
     return table

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 _SCHEMAS = tuple(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms"))
-_library: torch.library.Library | None = None  # the schemas vanish with this object, so it lives as long as the process
+_libraries: list[torch.library.Library] = []  # the schemas vanish with their library, so it lives as long as the process
 
 
 def import_torchvision() -> ModuleType:
@@ -23,15 +23,15 @@ def import_torchvision() -> ModuleType:
     Raises:
         ImportError: torchvision isn't installed.
     """
-    global _library
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
-        if "torchvision::nms" not in str(error) or _library is not None:
+        if "torchvision::nms" not in str(error) or _libraries:
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
-    _library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
-        _library.define(schema)
+        library.define(schema)
+    _libraries.append(library)
     return importlib.import_module("torchvision")

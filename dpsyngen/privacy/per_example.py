@@ -30,19 +30,17 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, 
     (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
     rows, channels_out, height, width = g.shape
     groups, channels_in = layer.groups, layer.in_channels // layer.groups
-    padded = F.pad(x, (pw, pw, ph, ph)).permute(0, 2, 3, 1)
+    # One batched product over patches that are gathered channels last: F.unfold's layout takes longer to write than the products take.
+    padded = F.pad(x, (pw, pw, ph, ph)).permute(0, 2, 3, 1).unflatten(3, (groups, channels_in))
+    views = [
+        padded[:, i * dh : i * dh + sh * (height - 1) + 1 : sh, j * dw : j * dw + sw * (width - 1) + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    patches = torch.cat(views, dim=4).reshape(examples, -1, groups, kh * kw * channels_in).transpose(1, 2).flatten(0, 1)
     g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
-    g_flat = g_flat.reshape(examples * groups, channels_out // groups, -1)
-    weight = torch.empty(examples, channels_out, channels_in, kh, kw, dtype=g.dtype, device=g.device)
-    # One batched product per kernel position: shifted views of the input replace the K*H*W x 9*C_in patches of unfold,
-    # which cost more time to write than the products take.
-    for i in range(kh):
-        for j in range(kw):
-            rows_seen = slice(i * dh, i * dh + sh * (height - 1) + 1, sh)
-            columns_seen = slice(j * dw, j * dw + sw * (width - 1) + 1, sw)
-            patch = padded[:, rows_seen, columns_seen].reshape(examples, -1, groups, channels_in)
-            patch = patch.permute(0, 2, 1, 3).reshape(examples * groups, -1, channels_in)
-            weight[..., i, j] = torch.bmm(g_flat, patch).reshape(examples, channels_out, channels_in)
+    product = torch.bmm(g_flat.reshape(examples * groups, channels_out // groups, -1), patches)
+    weight = product.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
     return {"weight": weight, "bias": g.reshape(examples, rows // examples, channels_out, -1).sum(dim=(1, 3), dtype=torch.float32)}
 
 
@@ -108,7 +106,7 @@ class PerExampleGradients:
 
     def norms(self) -> Tensor:
         """The L2 norm of each example's whole gradient, float32 [B], measured on the very values that `clipped_sum` adds up."""
-        flat = (gradient.flatten(start_dim=1) for gradient in self.gradients.values())
+        flat = (_in_memory_order(gradient)[0].flatten(start_dim=1) for gradient in self.gradients.values())
         per_parameter = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in flat]
         return torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
 
@@ -124,9 +122,17 @@ class PerExampleGradients:
         scale = torch.where(finite, torch.clamp(clipping_norm * (1 - 1e-6) / norms.clamp(min=1e-30), max=1.0), 0.0)
         sums = {}
         for name, gradient in self.gradients.items():
-            gradient = gradient if bool(finite.all()) else torch.where(finite.view(-1, *[1] * (gradient.dim() - 1)), gradient, 0)
-            sums[name] = (scale @ gradient.flatten(start_dim=1).float()).reshape(gradient.shape[1:])
+            ordered, back = _in_memory_order(gradient)
+            flat = ordered.flatten(start_dim=1)
+            flat = flat if bool(finite.all()) else torch.where(finite[:, None], flat, 0)
+            sums[name] = (scale @ flat.float()).view(ordered.shape[1:]).permute(back)
         return sums
+
+
+def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """[B, ...] with the later axes sorted as they lie in memory, so that flattening copies nothing, and how to sort them back."""
+    order = sorted(range(1, gradient.dim()), key=lambda axis: -gradient.stride(axis))
+    return gradient.permute(0, *order), tuple(order.index(axis) for axis in range(1, gradient.dim()))
 
 
 @contextmanager
