@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
 
+# Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
+_CACHED_ELEMENTS = 2**18
+
 # A rule maps (layer, input rows, gradient of the output rows, B) to {parameter name: per-example gradients [B, *shape]}.
 Rule = Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
 
@@ -107,7 +110,7 @@ class PerExampleGradients:
     def norms(self) -> Tensor:
         """The L2 norm of each example's whole gradient, float32 [B], measured on the very values that `clipped_sum` adds up."""
         flat = (_in_memory_order(gradient)[0].flatten(start_dim=1) for gradient in self.gradients.values())
-        per_parameter = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in flat]
+        per_parameter = [torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in _float_blocks(gradient)]) for gradient in flat]
         return torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
 
     def clipped_sum(self, clipping_norm: float) -> dict[str, Tensor]:
@@ -125,8 +128,18 @@ class PerExampleGradients:
             ordered, back = _in_memory_order(gradient)
             flat = ordered.flatten(start_dim=1)
             flat = flat if bool(finite.all()) else torch.where(finite[:, None], flat, 0)
-            sums[name] = (scale @ flat.float()).view(ordered.shape[1:]).permute(back)
+            total = torch.zeros(flat.shape[1], device=flat.device)
+            for start, block in _float_blocks(flat):
+                total.addmv_(block.t(), scale[start : start + len(block)])
+            sums[name] = total.view(ordered.shape[1:]).permute(back)
         return sums
+
+
+def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """[B, n] in float32, a few rows at a time with their first index: a float copy of all of it would not fit in a CPU's cache."""
+    rows = len(flat) if flat.dtype == torch.float32 or flat.is_cuda else max(1, _CACHED_ELEMENTS // max(1, flat.shape[1]))
+    for start in range(0, len(flat), max(1, rows)):
+        yield start, flat[start : start + rows].float()
 
 
 def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
