@@ -6,6 +6,7 @@ from pathlib import Path
 from dpsyngen.cli import ScriptParser, dump_config, read_config, run_script
 from dpsyngen.compute import Compute
 from dpsyngen.errors import InputError
+from dpsyngen.privacy.randomness import destroy
 from dpsyngen.run_directory import RunDirectory
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> None:
     if run.is_finished:
         if run.config.read_text() != dump_config(config):
             raise InputError(f"{run.path}: holds a finished run with another config; expected the same config, or a new --run directory")
+        destroy(run.key)  # in case the run was killed between its last file and this
         print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
         return
     compute = Compute.start(config.compute)

@@ -240,7 +240,7 @@ class PrivacyConfig:
     def __post_init__(self) -> None:
         _require(0 < self.epsilon < float("inf"), "privacy.epsilon", "a finite number > 0", self.epsilon)
         _require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
-        _require(0 < self.clipping_norm < float("inf"), "privacy.clipping_norm", "a finite number > 0", self.clipping_norm)
+        _require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
         key = self.unsafe_fixed_key
         valid = key is None or (len(key) == 64 and all(c in "0123456789abcdef" for c in key))
         _require(valid, "privacy.unsafe_fixed_key", "64 hexadecimal digits or null", "something else")

@@ -59,7 +59,7 @@ def stages(config: StagesConfig) -> tuple[Stage, ...]:
         "cleaning": (cleaning, Stage("context", low, inf, "private")),
         "coarse_cleaning": (cleaning, coarse, Stage("context", low, high, "private")),
         "finetune": (coarse, Stage("all", -inf, inf, "private")),
-        "finetune_all": (Stage("pretraining", -inf, inf, "synthetic"), Stage("context", low, high, "private")),
+        "finetune_all": (Stage("pretraining", -inf, inf, "synthetic"), Stage("all", -inf, inf, "private")),
     }[config.variant]
 
 

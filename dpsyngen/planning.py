@@ -20,7 +20,8 @@ from dpsyngen.phases import expert
 from dpsyngen.privacy.per_example import recording
 from dpsyngen.privacy.plan import PrivacyPlan
 
-# A noise multiplier beyond this leaves so little signal in the gradient that training can't be expected to work.
+# A step's noise has norm (noise multiplier) C sqrt(P) / batch, its signal at most C, and T steps average the noise down by sqrt(T).
+# Beyond this ratio of the two so little signal is left that training can't be expected to work.
 _HOPELESS_NOISE_PER_UNIT = 0.5
 
 
@@ -112,7 +113,7 @@ def _rows_per_second(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, *, 
     for _ in range(3):
         began = time.perf_counter()
         if per_example:
-            with recording(network, images) as record:
+            with recording(network, images, copies) as record:
                 with compute.autocast():
                     losses = denoising_loss(network, x, draws).view(-1, copies).mean(dim=1)
                 losses.sum().backward()

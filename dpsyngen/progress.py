@@ -10,10 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 from dpsyngen.checkpoint import Checkpoint, load_newest, save_checkpoint
 from dpsyngen.compute import Compute
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
-from dpsyngen.run_directory import RunDirectory
+from dpsyngen.run_directory import RunDirectory, append_line
 
 PHASES = ("synthetic", "private")
-_LOGS = ("metrics.jsonl", "timings.jsonl")
 
 
 @dataclass
@@ -33,15 +32,14 @@ class Progress:
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one, and take back log lines written after it."""
         found = load_newest(self.run.checkpoints, self.compute.device)
-        position: dict[str, Any] = {"phase": self.phase, "step": 0, "has_class_means": False, "logs": dict.fromkeys(_LOGS, 0)}
+        position: dict[str, Any] = {"phase": self.phase, "step": 0, "has_class_means": False, "metrics_size": 0}
         if found is not None:
             position = found.state
             self.denoiser.load_state_dict(_under("denoiser.", found.tensors))
             self._restored = found.tensors
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
         if self.compute.is_main:
-            for file, size in position["logs"].items():
-                self.run.rewind(file, size)
+            self.run.rewind_metrics(position["metrics_size"])
 
     def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
         """Give optimiser and average the state they had when the resumed checkpoint was written in mid-phase."""
@@ -63,18 +61,17 @@ class Progress:
                 tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
                 for index, moments in optimizer.state_dict()["state"].items():
                     tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-            logs = {file: self.run.size(file) for file in _LOGS}
-            state = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "logs": logs}
+            position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means}
             number = (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
-            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, state), self.checkpoints_kept)
+            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, position | {"metrics_size": self.run.metrics_size}), self.checkpoints_kept)
         self.compute.wait()
 
     def log(self, values: dict[str, float], seconds: float) -> None:
-        """One line in metrics.jsonl, and the time in timings.jsonl, so that metrics of a replayed run are the same bytes."""
+        """One line in metrics.jsonl, and the time apart, so that metrics of a replayed run are the same bytes."""
         if self.compute.is_main:
             position = {"phase": self.phase, "step": self.step}
-            self.run.append("metrics.jsonl", position | values)
-            self.run.append("timings.jsonl", position | {"seconds": round(seconds, 4)})
+            append_line(self.run.metrics, position | values)
+            append_line(self.run.timings, position | {"seconds": round(seconds, 4)})
 
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:

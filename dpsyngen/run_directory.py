@@ -73,25 +73,35 @@ class RunDirectory:
             raise InputError(f"{self.path}: holds a run with another config ({changed}); expected the same config, or a new --run directory")
         return lock
 
-    def append(self, file: str, line: dict[str, Any]) -> None:
-        """Add one JSON object to metrics.jsonl or timings.jsonl."""
-        with (self.path / file).open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+    @property
+    def metrics(self) -> Path:
+        """A line of public values every few steps."""
+        return self.path / "metrics.jsonl"
 
-    def size(self, file: str) -> int:
-        """Bytes of metrics.jsonl or timings.jsonl, for `rewind`."""
-        path = self.path / file
-        return path.stat().st_size if path.exists() else 0
+    @property
+    def timings(self) -> Path:
+        """Seconds per step. Private: a step takes the longer the more images were drawn."""
+        return self.path / "private" / "timings.jsonl"
 
-    def rewind(self, file: str, size: int) -> None:
+    @property
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl, for `rewind_metrics`."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def rewind_metrics(self, size: int) -> None:
         """Take back the lines that were added after the file had `size` bytes, which a resumed run writes again."""
-        path = self.path / file
-        if path.exists() and path.stat().st_size > size:
-            os.truncate(path, size)
+        if self.metrics_size > size:
+            os.truncate(self.metrics, size)
 
     def write_privacy(self, report: dict[str, Any]) -> None:
         """Replace privacy.json."""
         write_json(self.privacy, report)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add one JSON object to a file of lines."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _pairs(old: str, new: str) -> list[tuple[str, str]]:

@@ -41,7 +41,9 @@ def train(config: RunConfig, run: RunDirectory, compute: Compute) -> None:
         progress.save()
     dataset = load_train(config.data)
     plan = PrivacyPlan.calibrate(config, config.data.expected_size or len(dataset)) if config.is_private else None
-    ledger = Ledger.open(config, plan, run, compute, dataset.fingerprint)
+    ledger = Ledger.open(
+        config, plan, run, compute, dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
+    )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
         denoiser.set_class_means(_class_means(config, plan, ledger, dataset).to(compute.device))
         progress.has_class_means = True

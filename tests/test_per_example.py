@@ -35,7 +35,7 @@ def compare(module: nn.Module, rows: Tensor, copies: int, loss: Loss) -> None:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.2)
     expected = brute_force(module, rows, copies, loss)
-    with recording(module, len(expected)) as record:
+    with recording(module, len(expected), copies) as record:
         loss(module, rows).view(-1, copies).mean(dim=1).sum().backward()
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
     norms = record.norms()
@@ -96,15 +96,29 @@ def test_backbone(backbone: type[nn.Module], copies: int) -> None:
 
 def test_unknown_layer_is_refused_by_name() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.PReLU())
-    with pytest.raises(InputError, match="layer '1' of type PReLU"), recording(net, 1):
+    with pytest.raises(InputError, match="layer '1' of type PReLU"), recording(net, 1, 1):
         pass
 
 
 def test_tied_parameter_is_refused_by_name() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     net[1].weight = net[0].weight
-    with pytest.raises(InputError, match=r"1\.weight is the same parameter as 0\.weight"), recording(net, 1):
+    with pytest.raises(InputError, match=r"1\.weight is the same parameter as 0\.weight"), recording(net, 1, 1):
         pass
+
+
+def test_layer_on_something_shared_by_the_batch_is_refused() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table(torch.arange(5))
+
+    net = Positions()
+    with pytest.raises(InputError, match="can't tell the examples apart"), recording(net, 2, 2):
+        net(torch.zeros(4, 5, 3))
 
 
 def test_bf16_is_near_float32() -> None:
@@ -115,7 +129,7 @@ def test_bf16_is_near_float32() -> None:
     rows, loss = torch.randn(4, 1, 8, 8), Loss((torch.randn(4), torch.zeros(4, dtype=torch.int64)))
     sums = []
     for enabled in (False, True):
-        with recording(net, 2) as record:
+        with recording(net, 2, 2) as record:
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 losses = loss(net, rows).view(2, 2).mean(dim=1)
             losses.sum().backward()

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ class Spending:
 class Journal:
     """Lines of JSON in runs/NAME/private/journal.jsonl, mode 0600, each on disk before the work it announces.
 
-    A line {"attempt": a, "fingerprint": f} opens an attempt, {"attempt": a, "step": t} announces step t (or the class means).
+    A line {"attempt": a, "fingerprint": f, "from": t} opens an attempt at step t, {"attempt": a, "step": t} announces step t (or
+    the class means).
     Announcing again what the same attempt announced is a replay with the same draws and costs nothing, which holds
     only while the fingerprint is unchanged. Otherwise a new attempt opens: its draws are fresh, and the steps begun since the checkpoint were paid
     for in vain.
@@ -35,19 +37,27 @@ class Journal:
         self.writable = writable
         self.attempt = -1
         self.fingerprint = ""
+        self.start = 0
         self._begun: set[tuple[int, int | str]] = set()
         for entry in _complete_lines(path):
             self._apply(entry)
 
-    def open_attempt(self, fingerprint: str) -> None:
-        """Go on with the last attempt if its fingerprint is this one, else open the next."""
-        if self.fingerprint != fingerprint:
-            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint})
+    def open_attempt(self, fingerprint: str, reached: int) -> None:
+        """Go on with the last attempt if its fingerprint is this one and its own weights are at hand, else open the next.
+
+        Weights of a step before the attempt's start are another attempt's: from there the same draws would meet other weights.
+        """
+        if self.fingerprint != fingerprint or reached < self.start:
+            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint, "from": reached})
 
     def begin(self, what: int | str) -> None:
         """Announce a step number or MEANS; returns once the announcement is on disk."""
-        if (self.attempt, what) not in self._begun:
+        if not self.has_begun(what):
             self._write({"attempt": self.attempt, "step": what})
+
+    def has_begun(self, what: int | str) -> bool:
+        """Whether this attempt announced it before, so that beginning it again is a replay."""
+        return (self.attempt, what) in self._begun
 
     @property
     def spending(self) -> Spending:
@@ -61,7 +71,7 @@ class Journal:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         if "fingerprint" in entry:
-            self.attempt, self.fingerprint = entry["attempt"], entry["fingerprint"]
+            self.attempt, self.fingerprint, self.start = entry["attempt"], entry["fingerprint"], entry["from"]
         else:
             self._begun.add((entry["attempt"], entry["step"]))
 
@@ -92,5 +102,6 @@ def fingerprint(data: str, config: str, device: torch.device, processes: int) ->
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
-    parts = [data, config, code.hexdigest(), torch.__version__, kind, str(processes)]
+    versions = [f"{package} {version(package)}" for package in ("torch", "numpy", "scipy", "diffusers")]
+    parts = [data, config, code.hexdigest(), *versions, kind, str(processes)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -27,11 +27,20 @@ class Ledger:
 
     @classmethod
     def open(
-        cls, config: RunConfig, plan: PrivacyPlan | None, run: RunDirectory, compute: Compute, data_fingerprint: Callable[[], str]
+        cls,
+        config: RunConfig,
+        plan: PrivacyPlan | None,
+        run: RunDirectory,
+        compute: Compute,
+        data_fingerprint: Callable[[], str],
+        *,
+        reached: int,
+        has_class_means: bool,
     ) -> "Ledger":
         """Find the run's key and journal or make them; privacy.json tells the whole plan's price from now on.
 
-        Raises InputError if private steps were begun with a key that is gone, since they can neither be replayed nor continued.
+        `reached` and `has_class_means` say what the weights at hand have already spent. Raises InputError if private steps were begun
+        with a key that is gone, since they can neither be replayed nor continued, and if the journal lacks what the weights have seen.
         """
         if compute.is_main and not run.key.exists():
             if run.journal.exists():
@@ -42,15 +51,22 @@ class Ledger:
         key = PrivateKey.load(run.key)
         this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
         journal = Journal(run.journal, writable=compute.is_main)
+        spending = journal.spending
+        if plan is not None and (reached > spending.steps or (has_class_means and spending.means_releases == 0)):
+            raise InputError(f"{run.journal}: expected the record of {reached} private steps, found {spending.steps}; what was spent can't be told")
         compute.wait()  # all have read the journal before one writes to it
-        journal.open_attempt(this)
+        journal.open_attempt(this, reached)
         ledger = cls(config, plan, run, key, journal)
         if compute.is_main:
             ledger._report("running")
         return ledger
 
     def begin_class_means(self) -> np.random.Generator:
-        """Journal a release of the class means and hand out its noise generator."""
+        """Journal a release of the class means and hand out its noise generator; InputError if the budget has no room for another."""
+        spending = self.journal.spending
+        if self.plan is not None and spending.means_releases > 0 and not self.journal.has_begun(MEANS):
+            if self.plan.affordable_steps(spending.means_releases + 1) < spending.steps:
+                raise self._exhausted()
         self.journal.begin(MEANS)
         return self.key.substream("class_means", attempt=self.journal.attempt)
 
@@ -65,21 +81,25 @@ class Ledger:
         affordable = planned if spending.means_releases <= 1 else self.plan.affordable_steps(spending.means_releases)
         last = reached + self.journal.begun_since(reached) + affordable - spending.steps
         if last < reached:
-            raise InputError(f"{self.run.path}: the budget of epsilon = {self.plan.target_epsilon} is spent; no private step is left to resume with")
+            raise self._exhausted()
         return last
 
+    def _exhausted(self) -> InputError:
+        target = self.config.privacy.epsilon
+        return InputError(f"{self.run.path}: the budget of epsilon = {target:g} is spent; nothing is left to resume with")
+
     def epsilon_so_far(self) -> float | None:
-        """Epsilon of everything begun, from above: accounting is slow, so it is done for twenty numbers of steps. None without a plan."""
-        if self.plan is None:
+        """Epsilon of everything begun, from above: accounting is slow, so it is done for twenty numbers of steps. None where nothing is guaranteed."""
+        if self.plan is None or not self.key.guaranteed:
             return None
         spending, grid = self.journal.spending, max(1, self.plan.steps // 20)
         steps = max(spending.steps, min(-(-spending.steps // grid) * grid, self.plan.steps))
         return self.plan.epsilon_after(steps, max(1, spending.means_releases))
 
     def close(self) -> None:
-        """Destroy the key, then report what was spent in the end."""
-        destroy(self.run.key)
+        """Report what was spent in the end, then destroy the key; a crash in between leaves that to the next call of train.py."""
         self._report("finished")
+        destroy(self.run.key)
 
     def _report(self, status: str) -> None:
         report = privacy_report(self.plan, self.journal.spending, self.config, status=status, guaranteed=self.key.guaranteed)

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
 
+# Entries whose squares are summed in float32: at worst SEGMENT additions, each wrong by 2^-24, make the norm wrong by 2^-15.
+SEGMENT = 1024
+# How far below C contributions are scaled, so that the rounding of norm, factor and product can't lift them above it.
+MARGIN = 1e-4
+
 # Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
 _CACHED_ELEMENTS = 2**18
 
@@ -108,9 +113,12 @@ class PerExampleGradients:
         self.gradients[name] = gradient if previous is None else previous.float() + gradient.float()
 
     def norms(self) -> Tensor:
-        """The L2 norm of each example's whole gradient, float32 [B], measured on the very values that `clipped_sum` adds up."""
+        """The L2 norm of each example's whole gradient, float64 [B], measured on the very values that `clipped_sum` adds up.
+
+        Squares are summed in float32 over at most SEGMENT entries and in float64 beyond, so the relative error stays below MARGIN / 2.
+        """
         flat = (_in_memory_order(gradient)[0].flatten(start_dim=1) for gradient in self.gradients.values())
-        per_parameter = [torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in _float_blocks(gradient)]) for gradient in flat]
+        per_parameter = [torch.cat([_row_norms(block) for _, block in _float_blocks(gradient)]) for gradient in flat]
         return torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
 
     def clipped_sum(self, clipping_norm: float) -> dict[str, Tensor]:
@@ -121,8 +129,7 @@ class PerExampleGradients:
         """
         norms = self.norms()
         finite = torch.isfinite(norms)
-        # One part in a million below C keeps the rounding of norm and product on the safe side.
-        scale = torch.where(finite, torch.clamp(clipping_norm * (1 - 1e-6) / norms.clamp(min=1e-30), max=1.0), 0.0)
+        scale = torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0).float()
         sums = {}
         for name, gradient in self.gradients.items():
             ordered, back = _in_memory_order(gradient)
@@ -142,6 +149,14 @@ def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, flat[start : start + rows].float()
 
 
+def _row_norms(block: Tensor) -> Tensor:
+    """The L2 norm of each row of float32 [b, n], float64 [b]."""
+    whole = block.shape[1] // SEGMENT * SEGMENT
+    segments = torch.linalg.vector_norm(block[:, :whole].unflatten(1, (-1, SEGMENT)), dim=2)
+    rest = torch.linalg.vector_norm(block[:, whole:], dim=1, keepdim=True)
+    return torch.linalg.vector_norm(torch.cat([segments, rest], dim=1).double(), dim=1)
+
+
 def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """[B, ...] with the later axes sorted as they lie in memory, so that flattening copies nothing, and how to sort them back."""
     order = sorted(range(1, gradient.dim()), key=lambda axis: -gradient.stride(axis))
@@ -149,12 +164,13 @@ def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 
 @contextmanager
-def recording(module: nn.Module, examples: int) -> Iterator[PerExampleGradients]:
+def recording(module: nn.Module, examples: int, copies: int) -> Iterator[PerExampleGradients]:
     """While open, a forward pass of `module` followed by backward() of the examples' summed losses fills the record.
 
-    The rows of an example are adjacent, K to each; its loss is the mean over them. Weights get no `.grad`.
+    The rows of an example are adjacent, `copies` to each; its loss is the mean over them. Weights get no `.grad`.
 
-    Raises InputError for a layer without a rule and for a parameter that two layers share.
+    Raises InputError for a layer without a rule, for a parameter that two layers share, and for a layer whose input or output
+    doesn't have one entry per row along its first axis, since nobody could then say whose gradient is whose.
     """
     layers = layers_with_parameters(module)
     names: dict[nn.Parameter, str] = {}
@@ -169,6 +185,8 @@ def recording(module: nn.Module, examples: int) -> Iterator[PerExampleGradients]
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def forward_hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if len(inputs[0]) != examples * copies or len(output) != examples * copies:
+                raise InputError(f"network: layer {name!r} sees {len(inputs[0])} rows where the batch has {examples * copies}; can't tell the examples apart")
             if not output.requires_grad:  # nothing before this layer depends on a trained weight
                 output.requires_grad_()
             x = inputs[0].detach()

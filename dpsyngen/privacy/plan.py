@@ -76,12 +76,12 @@ class PrivacyPlan:
         return accounting.epsilon_of(self.mechanisms(steps, means_releases), self.delta, _interval(self.target_epsilon))
 
     def affordable_steps(self, means_releases: int) -> int:
-        """The most charged steps that stay within the target, when the class means had to be released more than once."""
+        """The most charged steps that stay within the target after several releases of the class means; -1 if these alone exceed it."""
         low, high = -1, self.steps
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.epsilon_after(middle, means_releases) <= self.target_epsilon else (low, middle - 1)
-        return max(low, 0)
+        return low
 
     def draw_batch(self, key: PrivateKey, attempt: int, step: int, population: int) -> np.ndarray:
         """The step's Poisson sample: sorted indices below `population`; each unit independently with probability q."""

@@ -64,7 +64,7 @@ class PrivateStep:
             p_mean=private.p_mean, p_std=private.p_std, label_dropout=self.config.network.label_dropout, null_label=self.denoiser.null_label,
         ).to(self.compute.device)  # fmt: skip
         rows = images.to(self.compute.device).repeat_interleave(copies, dim=0)
-        with recording(self.denoiser, len(indices)) as record:
+        with recording(self.denoiser, len(indices), copies) as record:
             with self.compute.autocast():
                 losses = denoising_loss(self.denoiser, rows, draws).view(-1, copies).mean(dim=1)
             losses.sum().backward()
@@ -78,7 +78,7 @@ class _Diagnostics:
         self.rows: list[Tensor] = []
 
     def add(self, losses: Tensor, norms: Tensor, clipping_norm: float) -> None:
-        self.rows.append(torch.stack([losses, norms, (norms > clipping_norm).float()], dim=1))
+        self.rows.append(torch.stack([losses, norms.float(), (norms > clipping_norm).float()], dim=1))
 
     def summary(self) -> dict[str, float]:
         if not self.rows:

@@ -21,7 +21,7 @@ def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConf
             "status": status,
             "epsilon": None,
             "guarantee": "none: variant nonprivate trains on the private images without any protection",
-            "caveats": caveats(config, guaranteed=True),
+            "caveats": caveats(config, None, guaranteed=True),
         }
     steps = spending.steps if status == "finished" else max(plan.steps, spending.steps)
     return {
@@ -42,7 +42,7 @@ def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConf
         "public_inputs": {
             "expected_size": plan.expected_size, "num_classes": config.data.num_classes, "image_shape": list(config.data.image_shape),
         },
-        "caveats": caveats(config, guaranteed=guaranteed),
+        "caveats": caveats(config, plan, guaranteed=guaranteed),
     }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _mechanisms(plan: PrivacyPlan, steps: int, releases: int) -> list[dict[str, 
     return mechanisms
 
 
-def caveats(config: RunConfig, *, guaranteed: bool) -> list[str]:
+def caveats(config: RunConfig, plan: PrivacyPlan | None, *, guaranteed: bool) -> list[str]:
     """What a reader must know beside the numbers."""
     found = ["hyperparameters that were chosen by looking at private results cost privacy that this epsilon doesn't include"]
     if not guaranteed:
@@ -71,8 +71,8 @@ def caveats(config: RunConfig, *, guaranteed: bool) -> list[str]:
         found.append("data.expected_size was taken from the data; the guarantee treats the dataset's size as public")
     if config.data.source == "folder" and config.data.num_classes and config.data.class_names is None:
         found.append("the class list was taken from the data; the guarantee treats it as public")
-    if config.data.expected_size is not None and config.privacy.delta >= 1 / config.data.expected_size:
-        found.append(f"delta = {config.privacy.delta} is not below 1 / {config.data.expected_size}: a mechanism that publishes one random image would satisfy it")
+    if plan is not None and plan.delta >= 1 / plan.expected_size:
+        found.append(f"delta = {plan.delta:g} is not below 1 / {plan.expected_size}: a mechanism that publishes one random image would satisfy it")
     if config.tracking.log_private_diagnostics_without_dp:
         found.append("private diagnostics were logged without protection; logs are not covered by the guarantee")
     return found
