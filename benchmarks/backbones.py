@@ -32,7 +32,7 @@ from dpsyngen.noise_levels import stages
 
 @dataclass(frozen=True)
 class Pair:
-    """Two networks whose numbers of parameters differ by less than 5 %."""
+    """Two networks of about one size; widths come in eights, so two lean ones bracket the U-Net that DPDM uses."""
 
     name: str
     lean: NetworkConfig
@@ -40,11 +40,11 @@ class Pair:
 
 
 PAIRS = (
-    Pair("DPDM's size", NetworkConfig("lean", width=40, depth=5), NetworkConfig("unet", width=32, depth=2)),
+    Pair("just under DPDM's size", NetworkConfig("lean", width=80, depth=1), NetworkConfig("unet", width=32, depth=2)),
+    Pair("just over DPDM's size", NetworkConfig("lean", width=88, depth=1), NetworkConfig("unet", width=32, depth=2)),
     Pair("a third of it", NetworkConfig("lean", width=48, depth=1), NetworkConfig("unet", width=16, depth=3)),
 )
 PRECISIONS: tuple[Literal["float32", "bf16"], ...] = ("float32", "bf16")
-LARGEST_DIFFERENCE = 0.05
 
 
 def config_of(network: NetworkConfig, precision: Literal["float32", "bf16"]) -> RunConfig:
@@ -133,14 +133,11 @@ def main(argv: list[str]) -> None:
         table.add_column(heading, justify="left" if heading in ("pair", "precision") else "right")
     with tqdm(total=len(PAIRS) * len(PRECISIONS) * (options.repeats + 1), desc="timing", unit="turn", disable=None) as bar:
         for pair in PAIRS:
-            difference = parameters(pair.lean) / parameters(pair.unet) - 1
-            if abs(difference) > LARGEST_DIFFERENCE:
-                raise ValueError(f"{pair.name}: the numbers of parameters differ by {difference:+.1%}")
             for precision in PRECISIONS:
                 rates = measure(pair, precision, options.repeats, options.batch, bar)
                 lean, unet = (statistics.median(rate) for rate in zip(*rates, strict=True))
                 ratios = [a / b for a, b in rates]
-                table.add_row(f"{describe(pair.lean)}\n{describe(pair.unet)}", precision, f"{lean:.0f}", f"{unet:.0f}",
+                table.add_row(f"{pair.name}:\n{describe(pair.lean)}\n{describe(pair.unet)}", precision, f"{lean:.0f}", f"{unet:.0f}",
                               f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     Console(soft_wrap=True).print(table)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, StagesConfig
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.loss import Draws, denoising_loss
+from dpsyngen.networks import LeanNet
 from dpsyngen.noise_levels import stages
 
 SHAPE = (1, 8, 8)
@@ -99,3 +100,10 @@ def test_routing_switches_by_sigma() -> None:
 def test_same_seed_same_weights() -> None:
     first, second = build_denoiser(routed_config()), build_denoiser(routed_config())
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("width", range(8, 105, 8))
+@pytest.mark.parametrize("image_size", [8, 28])
+def test_lean_network_of_every_legal_width(width: int, image_size: int) -> None:
+    net = LeanNet(in_channels=2, out_channels=1, image_size=image_size, num_labels=3, width=width, depth=1)
+    assert net(torch.zeros(2, 2, image_size, image_size), torch.zeros(2), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, image_size, image_size)

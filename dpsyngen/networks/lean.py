@@ -38,11 +38,11 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of the coarse level, one head per 32 channels, with a residual connection."""
+    """Self-attention over the positions of the coarse level, one head for every 32 channels or a few more, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = max(heads for heads in range(1, max(1, channels // 32) + 1) if channels % heads == 0)
         self.norm = _norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = nn.Linear(channels, channels)
