@@ -9,7 +9,8 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import ImageDataset, load_held_out, load_test, load_train
 from dpsyngen.errors import InputError
-from dpsyngen.evaluation import evaluate, metrics_table, save_picture, write_json
+from dpsyngen.evaluation import evaluate, metrics_table, save_picture
+from dpsyngen.files import write_json
 from dpsyngen.samples import read_samples
 
 
@@ -30,15 +31,18 @@ def main(argv: list[str]) -> None:
     if not (samples / "images.npz").is_file():
         raise InputError(f"{samples / 'images.npz'}: expected the run's synthetic images, but there is no such file; run sample.py first")
     images, labels = read_samples(samples)
+    compute = Compute.start(config.compute)
+    if not compute.is_main:
+        return  # one process measures, however many were launched
     reference = load_reference(config)
     train = load_train(config.data) if config.evaluation.features in ("auto", "classifier") else None
     result = evaluate(
         images, labels, train, reference, config.evaluation, config.seed,
-        public=config.data.public, device=Compute.start(config.compute).device,
+        public=config.data.public, device=compute.device,
     )  # fmt: skip
     out = options.samples or options.run
     save_picture(result, images, labels, out / "evaluation.png")
-    write_json(result, out / "evaluation.json")
+    write_json(out / "evaluation.json", result)
     console = Console()
     console.print(metrics_table(result))
     console.print(f"{out / 'evaluation.json'} and {out / 'evaluation.png'}", highlight=False, soft_wrap=True)

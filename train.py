@@ -3,9 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from dpsyngen.cli import ScriptParser, dump_config, read_config, run_script
-from dpsyngen.compute import Compute
-from dpsyngen.errors import InputError
+from dpsyngen.cli import ScriptParser, dump_config, is_main_process, read_config, run_script
 from dpsyngen.privacy.randomness import destroy
 from dpsyngen.run_directory import RunDirectory
 
@@ -23,19 +21,19 @@ def main(arguments: list[str]) -> None:
 
         print_plan(config)
         return
-    from dpsyngen.training import train  # after the cheap checks: importing torch takes a second
-
     run = RunDirectory(options.run or Path("runs") / config.name)
+    run.expect_config(dump_config(config))
     if run.is_finished:
-        if run.config.read_text() != dump_config(config):
-            raise InputError(f"{run.path}: holds a finished run with another config; expected the same config, or a new --run directory")
         destroy(run.key)  # in case the run was killed between its last file and this
-        print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
-        return
-    compute = Compute.start(config.compute)
-    with run.open(dump_config(config)) if compute.is_main else nullcontext():
-        train(config, run, compute)
-    if compute.is_main:
+    else:
+        from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
+        from dpsyngen.training import prepare, train
+
+        compute = Compute.start(config.compute)
+        prepared = prepare(config, compute)
+        with run.open(dump_config(config)) if compute.is_main else nullcontext():
+            train(prepared, run)
+    if is_main_process():
         print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
 
 

@@ -30,7 +30,9 @@ _FIELDS: Final[dict[str, Any]] = {name: kind for name, kind in _TOP_LEVEL.items(
     f"{section}.{name}": kind for section, cls in _SECTIONS.items() for name, kind in get_type_hints(cls).items()
 }
 _PAIRS: Final = [(f"{phase}.steps", f"{phase}.epochs") for phase in ("synthetic", "private")]
-_UNUSABLE_FILE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_UNUSABLE_FILE: Final = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +288,12 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         _end(f"{error.filename or 'a file that was being written'}: {error.strerror}", 2)
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _end(message: str, status: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}\n")
     raise SystemExit(status)

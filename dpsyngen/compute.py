@@ -26,12 +26,13 @@ class Compute:
     @classmethod
     def start(cls, config: ComputeConfig) -> "Compute":
         """Join the processes that `accelerate launch` started, if any, and choose the device; InputError if it isn't there."""
-        if config.device.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"compute.device: expected a device of this machine, got {config.device!r}, and there is no CUDA device")
+        _expect_device(config.device)
         _keep_freed_memory()
-        state = PartialState(cpu=config.device == "cpu")
+        accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+        state = PartialState(cpu=config.device == "cpu" or (config.device == "auto" and not accelerated))  # or launched processes stay apart
         several = state.num_processes > 1
         device = state.device if config.device in ("auto", "cuda") or several else torch.device(config.device)
+        device = torch.device("cpu") if device.type == "cpu" else device  # accelerate numbers it, which not every library takes
         return cls(device, state.process_index, state.num_processes, config.precision == "bf16")
 
     @property
@@ -56,6 +57,16 @@ class Compute:
         """Let all processes come to this point."""
         if self.processes > 1:
             torch.distributed.barrier()
+
+
+def _expect_device(device: str) -> None:
+    """Raise InputError if this machine doesn't have the device that compute.device names."""
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("compute.device: expected a device of this machine, got 'mps', and there is none")
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            raise InputError(f"compute.device: expected a device of this machine, got {device!r}, and there are {count} CUDA devices")
 
 
 def _keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ Every check raises `InputError` with the dotted name of the field.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from dpsyngen.errors import InputError
@@ -16,12 +17,6 @@ Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
         raise InputError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _require_one_length(steps: int | None, epochs: float | None, section: str) -> None:
-    _require((steps is None) != (epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", steps)
-    _require(steps is None or steps >= 0, f"{section}.steps", "an integer >= 0", steps)
-    _require(epochs is None or epochs >= 0, f"{section}.epochs", "a number >= 0", epochs)
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,8 @@ class StagesConfig:
     """One network for all stages, or one network per stage switched by sigma while sampling."""
 
     def __post_init__(self) -> None:
-        _require(self.tau1 < self.tau2, "stages.tau1", f"a number below stages.tau2 = {self.tau2}", self.tau1)
+        _require(-inf < self.tau1 < self.tau2, "stages.tau1", f"a finite number below stages.tau2 = {self.tau2}", self.tau1)
+        _require(self.tau2 < inf, "stages.tau2", "a finite number", self.tau2)
         if self.holder == "routed":
             routable = ("dpdm", "coarse", "cleaning", "coarse_cleaning", "nonprivate")
             _require(self.variant in routable, "stages.holder", f"shared, since stages.variant {self.variant} refines one network", self.holder)
@@ -144,13 +140,9 @@ class HintsConfig:
 
 
 @dataclass(frozen=True)
-class SyntheticConfig:
-    """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
+class PhaseConfig:
+    """What the two phases of training have in common."""
 
-    family: str = "dead_leaves"
-    """A generator's name; see synthetic_generators/."""
-    options: dict[str, float | int | str | bool] = field(default_factory=dict)
-    """The generator's own settings."""
     batch_size: int = 128
     """Images a step."""
     noise_multiplicity: int = 4
@@ -172,56 +164,52 @@ class SyntheticConfig:
     p_std: float = 1.2
     """Standard deviation of ln sigma before truncation to the stage."""
 
-    def __post_init__(self) -> None:
-        _check_phase(self, "synthetic")
-
     def planned_steps(self, expected_size: int) -> int:
         """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
         return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
 
+    def _check(self, section: str) -> None:
+        _require(self.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", self.batch_size)
+        _require(self.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", self.noise_multiplicity)
+        _require((self.steps is None) != (self.epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", self.steps)
+        _require(self.steps is None or self.steps >= 0, f"{section}.steps", "an integer >= 0", self.steps)
+        _require(self.epochs is None or 0 <= self.epochs < inf, f"{section}.epochs", "a finite number >= 0", self.epochs)
+        _require(0 < self.learning_rate < inf, f"{section}.learning_rate", "a finite number > 0", self.learning_rate)
+        _require(0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1, f"{section}.warmup",
+                 f"warmup and decay >= 0 that sum to at most 1 (decay is {self.decay})", self.warmup)
+        _require(0 <= self.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", self.ema_decay)
+        _require(-inf < self.p_mean < inf, f"{section}.p_mean", "a finite number", self.p_mean)
+        _require(0 < self.p_std < inf, f"{section}.p_std", "a finite number > 0", self.p_std)
+
 
 @dataclass(frozen=True)
-class PrivateConfig:
+class SyntheticConfig(PhaseConfig):
+    """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
+
+    family: str = "dead_leaves"
+    """A generator's name; see synthetic_generators/."""
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    """The generator's own settings."""
+
+    def __post_init__(self) -> None:
+        self._check("synthetic")
+
+
+@dataclass(frozen=True)
+class PrivateConfig(PhaseConfig):
     """The private phase: DP-SGD with noise multiplicity (ordinary training under the variant nonprivate)."""
 
     batch_size: int = 4096
     """The expected size of a Poisson batch; q = batch_size / expected_size."""
     noise_multiplicity: int = 32
     """K, the draws of (sigma, noise) per image, averaged before clipping (Dockhorn et al., section 3.2)."""
-    steps: int | None = None
-    """Steps of this phase."""
-    epochs: float | None = 300
-    """Or its length in epochs of data.expected_size images."""
     learning_rate: float = 3e-4
     """Adam's peak learning rate."""
     warmup: float = 0.0
     """The fraction of the steps over which the learning rate rises from zero."""
-    decay: float = 0.0
-    """The fraction of the steps, at the end, over which the learning rate falls to zero."""
-    ema_decay: float = 0.999
-    """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
-    p_mean: float = -1.2
-    """Mean of ln sigma before truncation to the stage."""
-    p_std: float = 1.2
-    """Standard deviation of ln sigma before truncation to the stage."""
 
     def __post_init__(self) -> None:
-        _check_phase(self, "private")
-
-    def planned_steps(self, expected_size: int) -> int:
-        """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
-        return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
-
-
-def _check_phase(phase: SyntheticConfig | PrivateConfig, section: str) -> None:
-    _require(phase.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", phase.batch_size)
-    _require(phase.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", phase.noise_multiplicity)
-    _require_one_length(phase.steps, phase.epochs, section)
-    _require(phase.learning_rate > 0, f"{section}.learning_rate", "a number > 0", phase.learning_rate)
-    _require(0 <= phase.warmup and 0 <= phase.decay and phase.warmup + phase.decay <= 1, f"{section}.warmup",
-             f"warmup and decay >= 0 that sum to at most 1 (decay is {phase.decay})", phase.warmup)
-    _require(0 <= phase.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", phase.ema_decay)
-    _require(phase.p_std > 0, f"{section}.p_std", "a number > 0", phase.p_std)
+        self._check("private")
 
 
 @dataclass(frozen=True)
@@ -238,7 +226,7 @@ class PrivacyConfig:
     """64 hex digits in place of the random key, for tests alone: with it nothing is guaranteed, and the report says so."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.epsilon < float("inf"), "privacy.epsilon", "a finite number > 0", self.epsilon)
+        _require(0 < self.epsilon < inf, "privacy.epsilon", "a finite number > 0", self.epsilon)
         _require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
         _require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
         key = self.unsafe_fixed_key
@@ -287,7 +275,7 @@ class SamplingConfig:
     """Karras et al., Algorithm 2: how much fresh noise is mixed in over the whole trajectory; 0 is deterministic."""
     s_min: float = 0.0
     """Churn only at noise levels from this"""
-    s_max: float = float("inf")
+    s_max: float = inf
     """to this."""
     s_noise: float = 1.0
     """Standard deviation of the churn's noise."""
@@ -377,6 +365,8 @@ class RunConfig:
         if size is not None:
             _require(self.private.batch_size <= size, "private.batch_size",
                      f"at most data.expected_size = {size}, since q = batch_size / expected_size can't exceed 1", self.private.batch_size)
+        _require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",
+                 "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":
             _require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpsyngen.compute import Compute
-from dpsyngen.config import PrivateConfig, RunConfig, SyntheticConfig
+from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import ImageDataset, SyntheticImages
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.hints import synthetic_hints
@@ -50,7 +50,7 @@ class OrdinaryStep:
 
     experts: tuple[tuple[Stage, Denoiser], ...]
     batches: Batches
-    phase: SyntheticConfig | PrivateConfig
+    phase: PhaseConfig
     config: RunConfig
     compute: Compute
     public: bool

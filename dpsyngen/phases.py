@@ -7,12 +7,12 @@ from typing import Literal
 from torch import nn
 
 from dpsyngen.compute import Compute
-from dpsyngen.config import PrivateConfig, RunConfig, SyntheticConfig
+from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import ImageDataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
+from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import Stage, stages
 from dpsyngen.ordinary_step import OrdinaryStep, nonprivate_batches, synthetic_batches
-from dpsyngen.errors import InputError
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.private_step import PrivateStep
@@ -23,7 +23,7 @@ class Phase:
     """One part of a run. `gradient(step)` fills `.grad` of `trained` and returns what may be logged."""
 
     name: Literal["synthetic", "private"]
-    settings: SyntheticConfig | PrivateConfig
+    settings: PhaseConfig
     steps: int
     gradient: Callable[[int], dict[str, float]]
     trained: nn.Module

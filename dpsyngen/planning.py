@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
+from dpsyngen.data import SyntheticImages
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.loss import denoising_loss, draw
@@ -48,6 +49,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     privacy = PrivacyPlan.calibrate(config, size) if config.is_private else None
     denoiser = build_denoiser(config)
     refuse_mixing(denoiser, config.data.image_shape)
+    if config.uses_synthetic:
+        SyntheticImages(config.synthetic, config.data.image_shape, config.seed)  # knows whether the family and its options exist
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
     private = config.private.planned_steps(size)
     rate_synthetic = _rows_per_second(config, denoiser, per_example=False)
@@ -77,13 +80,16 @@ def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_st
         found.append("variant nonprivate: the private images are trained on WITHOUT any protection")
     elif plan.noise_multiplier / plan.batch_size * _gradient_dimension(config) ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
         found.append(
-            f"N = {size} is too small for epsilon = {config.privacy.epsilon:g}: noise of {plan.noise_multiplier:.3g} times the clipping norm on a batch of "
-            f"{plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
+            f"N = {size} is too small for epsilon = {config.privacy.epsilon:g}: noise of {plan.noise_multiplier:.3g} times the clipping norm "
+            f"on a batch of {plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
         )
     if plan is not None and plan.class_means is not None:
         per_class = size / max(1, config.data.num_classes)
         if plan.class_means.noise_multiplier / plan.class_means.count_weight > per_class / 4:
-            found.append(f"hints: with about {per_class:.0f} images per class the DP class means are mostly noise; raise hints.share or set hints.kind to none")
+            found.append(
+                f"hints: with about {per_class:.0f} images per class the DP class means are mostly noise; "
+                "raise hints.share or set hints.kind to none"
+            )
     return found
 
 
@@ -163,19 +169,20 @@ def print_plan(config: RunConfig) -> None:
 
 
 def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
-    rows = [("private images", f"{config.data.expected_size:,} of {'x'.join(map(str, config.data.image_shape))} from {config.data.source} (declared, not counted)")]
-    for stage in plan.stages:
-        rows.append((f"stage {stage.name}", f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {stage.source} images"))
+    shape = "x".join(map(str, config.data.image_shape))
+    rows = [("private images", f"{config.data.expected_size:,} of {shape} from {config.data.source} (declared, not counted)")]
+    rows += [(f"stage {stage.name}", f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {stage.source} images") for stage in plan.stages]
     if plan.synthetic_steps:
         phase = config.synthetic
         rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws, {phase.family}"))
     private = config.private
     rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
     if plan.privacy is not None:
-        rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {plan.privacy.target_epsilon:g}) at delta = {plan.privacy.delta:g}, per image"))
-        if plan.privacy.class_means is not None:
-            rows.append(("noise of the class means", f"{plan.privacy.class_means.noise_multiplier:.4g} times the sensitivity, once"))
-        rows.append(("noise of DP-SGD", f"{plan.privacy.noise_multiplier:.4g} x C = {plan.privacy.clipping_norm:g}, q = {plan.privacy.sampling_rate:.4g}"))
+        privacy = plan.privacy
+        rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {privacy.target_epsilon:g}) at delta = {privacy.delta:g}, per image"))
+        if privacy.class_means is not None:
+            rows.append(("noise of the class means", f"{privacy.class_means.noise_multiplier:.4g} times the sensitivity, once"))
+        rows.append(("noise of DP-SGD", f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}, q = {privacy.sampling_rate:.4g}"))
     rows.append(("parameters", f"{plan.parameters:,}"))
     rows.append(("memory", f"about {plan.memory / 2**30:.2g} GiB"))
     rows.append(("training time here", _duration(plan.seconds)))

@@ -31,7 +31,7 @@ class Progress:
 
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one, and take back log lines written after it."""
-        found = load_newest(self.run.checkpoints, self.compute.device)
+        found = load_newest(self.run.checkpoints, quiet=not self.compute.is_main)
         position: dict[str, Any] = {"phase": self.phase, "step": 0, "has_class_means": False, "metrics_size": 0}
         if found is not None:
             position = found.state
@@ -40,6 +40,7 @@ class Progress:
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
         if self.compute.is_main:
             self.run.rewind_metrics(position["metrics_size"])
+        self.compute.wait()  # all have read the same checkpoint before one writes the next
 
     def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
         """Give optimiser and average the state they had when the resumed checkpoint was written in mid-phase."""
@@ -61,9 +62,9 @@ class Progress:
                 tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
                 for index, moments in optimizer.state_dict()["state"].items():
                     tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-            position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means}
+            position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "metrics_size": self.run.metrics_size}
             number = (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
-            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, position | {"metrics_size": self.run.metrics_size}), self.checkpoints_kept)
+            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, position), self.checkpoints_kept)
         self.compute.wait()
 
     def log(self, values: dict[str, float], seconds: float) -> None:

@@ -3,12 +3,15 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from dpsyngen.checkpoint import write_file, write_json
 from dpsyngen.errors import InputError
+from dpsyngen.files import write_file, write_json, writing
+from dpsyngen.strict_yaml import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,44 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training ran to its end."""
-        return self.privacy.exists() and json.loads(self.privacy.read_text())["status"] == "finished"
+        """Whether training ran to its end; InputError if privacy.json is damaged."""
+        if not self.privacy.is_file():
+            return False
+        try:
+            return bool(json.loads(self.privacy.read_bytes())["status"] == "finished")
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{self.privacy}: expected the JSON that train.py wrote ({error})") from error
 
-    def open(self, config_text: str) -> TextIO:
-        """Make the directory or find it made by the same config; hold its lock until the returned file is closed.
+    def expect_config(self, config_text: str) -> None:
+        """Raise InputError, naming the field, if the directory holds a run of another config."""
+        if not self.config.exists():
+            return
+        old, new = (_fields(content, self.config) for content in (read_yaml(self.config, str(self.config)), parse_yaml(config_text, "config")))
+        changed = [name for name in old | new if old.get(name) != new.get(name)]
+        if changed:
+            change = f"{changed[0]} {old.get(changed[0])!r}, not {new.get(changed[0])!r}"
+            raise InputError(f"{self.path}: holds a run with another config ({change}); expected the same config, or a new --run directory")
+
+    @contextmanager
+    def open(self, config_text: str) -> Iterator[None]:
+        """Make the directory or find it made by the same config; hold its lock meanwhile.
 
         Raises InputError if another config made it or another process is training in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: expected a directory for the run, found a file")
-        (self.path / "private").mkdir(parents=True, exist_ok=True)
-        (self.path / "private").chmod(0o700)
-        lock = (self.path / "private" / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path}: another train.py is at work in this run directory") from None
-        if not self.config.exists():
-            write_file(self.config, config_text)
-        elif self.config.read_text() != config_text:
-            changed = next(f"{old.strip()} -> {new.strip()}" for old, new in _pairs(self.config.read_text(), config_text) if old != new)
-            raise InputError(f"{self.path}: holds a run with another config ({changed}); expected the same config, or a new --run directory")
-        return lock
+        private = self.path / "private"
+        with writing(self.path):
+            private.mkdir(parents=True, exist_ok=True)
+            private.chmod(0o700)
+            lock = (private / "lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another train.py is at work in this run directory") from None
+            self.expect_config(config_text)
+            if not self.config.exists():
+                write_file(self.config, config_text)
+            yield
 
     @property
     def metrics(self) -> Path:
@@ -100,12 +118,15 @@ class RunDirectory:
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add one JSON object to a file of lines."""
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def _pairs(old: str, new: str) -> list[tuple[str, str]]:
-    """Lines side by side; the dumps of two configs differ in values, seldom in their number."""
-    a, b = old.splitlines(), new.splitlines()
-    length = max(len(a), len(b))
-    return list(zip(a + [""] * (length - len(a)), b + [""] * (length - len(b)), strict=True))
+def _fields(content: Any, path: Path) -> dict[str, Any]:
+    """A config as {dotted name: value}."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected the config that train.py wrote")
+    fields: dict[str, Any] = {}
+    for name, value in content.items():
+        fields |= {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {name: value}
+    return fields

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 
 import dpsyngen
-from dpsyngen.checkpoint import write_file, write_json
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
+from dpsyngen.files import write_file, write_json, writing
 
 GRID_COLUMNS = 10
 GRID_ROWS = 20  # of classes beyond the twentieth the picture shows none; images.npz has them all
@@ -84,10 +84,8 @@ def describe_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
 
 def make_directory(directory: Path) -> None:
     """Make the directory of a sample set, so that an impossible one is known before the work; InputError if it is."""
-    try:
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: expected a directory, or a place for a new one ({error.strerror})") from error
 
 
 def write_samples(directory: Path, images: np.ndarray, labels: np.ndarray, provenance: dict[str, Any]) -> None:
@@ -99,8 +97,7 @@ def write_samples(directory: Path, images: np.ndarray, labels: np.ndarray, prove
         labels: int64 [N]; all the same where there are no classes.
         provenance: JSON-able, from `describe_origin`. The hash of images.npz is added, which ties the two together.
     Raises:
-        InputError: the directory can't be made.
-        OSError: it can't be written, or the disk is full.
+        InputError: the directory can't be made or written, or the disk is full.
     """
     make_directory(directory)
     (directory / "provenance.json").unlink(missing_ok=True)  # it describes the images that are about to be replaced

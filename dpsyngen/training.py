@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from dpsyngen.config import RunConfig
 from dpsyngen.data import ImageDataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import InputError
+from dpsyngen.files import writing
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.privacy.class_means import ClassMeansMechanism
@@ -27,31 +29,52 @@ from dpsyngen.run_directory import RunDirectory
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def train(config: RunConfig, run: RunDirectory, compute: Compute) -> None:
-    """Train from the beginning, or from the newest checkpoint, to the end; then write model/ and the final privacy.json."""
+@dataclass(frozen=True)
+class Preparation:
+    """What a run starts from: all that bad input can spoil is made before a phase spends hours or a file is written."""
+
+    config: RunConfig
+    compute: Compute
+    denoiser: Denoiser | RoutedDenoiser
+    dataset: ImageDataset
+    plan: PrivacyPlan | None
+    """None for the variant nonprivate."""
+    synthetic: Phase | None
+    """None for variants without a synthetic phase."""
+
+
+def prepare(config: RunConfig, compute: Compute) -> Preparation:
+    """Build the network, read the private images, calibrate the noise. Raises InputError for what can't be used; writes nothing."""
     denoiser = build_denoiser(config).to(compute.device)
     refuse_mixing(denoiser, config.data.image_shape)
+    synthetic = synthetic_phase(config, denoiser, compute)
+    dataset = load_train(config.data)
+    plan = PrivacyPlan.calibrate(config, config.data.expected_size or len(dataset)) if config.is_private else None
+    return Preparation(config, compute, denoiser, dataset, plan, synthetic)
+
+
+def train(prepared: Preparation, run: RunDirectory) -> None:
+    """Train from the beginning, or from the newest checkpoint, to the end; then write model/ and the final privacy.json."""
+    config, compute, denoiser, plan = prepared.config, prepared.compute, prepared.denoiser, prepared.plan
     progress = Progress(run, compute, denoiser, config.compute.checkpoints_kept)
     progress.resume()
     if progress.phase == "synthetic":
-        synthetic = synthetic_phase(config, denoiser, compute)
-        if synthetic is not None:
-            run_phase(synthetic, synthetic.steps, config, progress)
+        if prepared.synthetic is not None:
+            run_phase(prepared.synthetic, prepared.synthetic.steps, config, progress)
         progress.phase, progress.step = "private", 0
         progress.save()
-    dataset = load_train(config.data)
-    plan = PrivacyPlan.calibrate(config, config.data.expected_size or len(dataset)) if config.is_private else None
     ledger = Ledger.open(
-        config, plan, run, compute, dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
+        config, plan, run, compute, prepared.dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
     )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
-        denoiser.set_class_means(_class_means(config, plan, ledger, dataset).to(compute.device))
+        denoiser.set_class_means(_class_means(config, plan, ledger, prepared.dataset).to(compute.device))
         progress.has_class_means = True
         progress.save()
-    private = private_phase(config, denoiser, dataset, plan, ledger, compute)
-    run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_so_far)
+    private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
+    run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_at)
     if compute.is_main:
-        run.model.mkdir(exist_ok=True)
+        with writing(run.model):
+            run.model.mkdir(exist_ok=True)
         save_tensors(run.model / WEIGHTS, denoiser.state_dict())
         ledger.close()
     compute.wait()
@@ -62,7 +85,7 @@ def run_phase(
     last: int,
     config: RunConfig,
     progress: Progress,
-    epsilon: Callable[[], float | None] = lambda: None,
+    epsilon: Callable[[int], float | None] = lambda step: None,
 ) -> None:
     """Train from `progress.step` to `last`. Private and ordinary training differ in `phase.gradient` alone."""
     optimizer = torch.optim.Adam(phase.trained.parameters(), lr=phase.settings.learning_rate)
@@ -79,7 +102,7 @@ def run_phase(
             average.update_parameters(progress.denoiser)
             progress.step = step + 1
             if progress.step % config.tracking.log_every == 0 or progress.step == last:
-                spent = epsilon()
+                spent = epsilon(progress.step)
                 metrics |= {} if spent is None else {"epsilon": spent}
                 progress.log(metrics, time.perf_counter() - began)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
@@ -92,10 +115,10 @@ def run_phase(
 
 def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: ImageDataset) -> torch.Tensor:
     """The DP class means, spent now; exact ones where the variant is nonprivate."""
-    mechanism = plan.class_means if plan is not None else ClassMeansMechanism.from_config(config, 0.0)
-    assert mechanism is not None
+    mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
     blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
-    return mechanism.release((dataset.batch(block) for block in blocks), ledger.begin_class_means())
+    batches = (dataset.batch(block) for block in blocks)
+    return mechanism.release(batches, ledger.begin_class_means())  # type: ignore[union-attr]  # a plan with hints has the mechanism
 
 
 def load_trained(path: Path, config: RunConfig, device: torch.device) -> Denoiser | RoutedDenoiser:
@@ -105,7 +128,7 @@ def load_trained(path: Path, config: RunConfig, device: torch.device) -> Denoise
         raise InputError(f"{path}: training is not finished; run train.py --run {path} again to resume it")
     denoiser = build_denoiser(config).to(device)
     try:
-        denoiser.load_state_dict(load_file(run.model / WEIGHTS, device=str(device)))
+        denoiser.load_state_dict(load_file(run.model / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{run.model / WEIGHTS}: expected the weights of this run's network; {reason}") from error

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import inspect
 import re
 import subprocess
 import sys
@@ -328,7 +329,7 @@ CONFIGS = st.builds(
         DataConfig, path=st.none() | TEXT, class_names=st.none() | st.lists(TEXT, min_size=3, max_size=3).map(tuple), num_classes=st.just(3),
         public=st.booleans(), description=TEXT, channels=st.sampled_from([1, 3]),
     ),
-    stages=st.builds(StagesConfig, variant=st.sampled_from(get_args(Variant)), tau1=st.floats(max_value=-1), tau2=st.floats(min_value=1)),
+    stages=st.builds(StagesConfig, variant=st.sampled_from(get_args(Variant)), tau1=st.floats(-1e300, -1), tau2=st.floats(1, 1e300)),
     hints=st.builds(HintsConfig, synthetic_blur=ORDERED, synthetic_fade=ORDERED),
     synthetic=_with_length(SyntheticConfig, **PHASE, family=TEXT, options=st.dictionaries(
         TEXT, st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, max_size=4)),
@@ -379,7 +380,7 @@ def test_help_shows_every_field_with_its_docstring_and_default(monkeypatch):
     assert {name.removeprefix("--") for name in re.findall(r"--[a-z_0-9.]+", page)} == set(FIELDS) | {"help", "run"}
     prose = re.sub(r"[^\w.]+", "", page)  # without boxes and line breaks
     for dotted, (kind, name) in FIELDS.items():
-        docstring = re.search(rf'^    {name}: .*\n    """([^"]+?)"""', _source(kind), re.MULTILINE)
+        docstring = re.search(rf'^    {name}: .*\n    """([^"]+?)"""', _source(kind, name), re.MULTILINE)
         assert docstring, f"{dotted} has no docstring"
         meaning = re.sub(r"[^\w.]+", "", docstring.group(1))
         start = prose.index(f"{dotted}")
@@ -389,9 +390,9 @@ def test_help_shows_every_field_with_its_docstring_and_default(monkeypatch):
         assert shown in page
 
 
-def _source(kind) -> str:
-    text = Path(sys.modules[kind.__module__].__file__).read_text()
-    return text[text.index(f"class {kind.__name__}:") :].split("\n@dataclass")[0]
+def _source(kind, name) -> str:
+    """The source of the class that declares the field last: `kind` or a base of it."""
+    return inspect.getsource(next(base for base in kind.__mro__ if name in base.__annotations__))
 
 
 def test_help_of_a_script_has_its_own_flags_and_only_its_sections(monkeypatch, capsys):

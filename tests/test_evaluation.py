@@ -31,10 +31,10 @@ from dpsyngen.evaluation import (
     precision_recall,
     save_picture,
     train_classifier,
-    write_json,
 )
 from dpsyngen.evaluation.classifiers import HalfDropout, apply_in_batches
 from dpsyngen.evaluation.metrics import NOT_PRIVATE, PUBLIC
+from dpsyngen.files import write_json
 from dpsyngen.networks.torchvision_compat import import_torchvision
 
 ROOT = Path(__file__).parents[1]
@@ -451,14 +451,14 @@ def test_picture(small_result, case, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
-def test_json_is_complete_or_absent(small_result, tmp_path):
-    write_json(small_result, tmp_path / "evaluation.json")
+def test_the_record_is_json_and_complete_or_absent(small_result, tmp_path):
+    write_json(tmp_path / "evaluation.json", small_result)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == small_result
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json({"value": float("nan")}, tmp_path / "evaluation.json")
+        write_json(tmp_path / "evaluation.json", {"value": float("nan")})
     assert json.loads((tmp_path / "evaluation.json").read_text()) == small_result
-    with pytest.raises(InputError, match=r"evaluation\.json: expected a file that can be written"):
-        write_json(small_result, tmp_path / "missing" / "evaluation.json")
+    with pytest.raises(InputError, match=r"evaluation\.json: expected a place that can be written"):
+        write_json(tmp_path / "missing" / "evaluation.json", small_result)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Stages and draws of sigma, against scipy's truncated normal."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from scipy.stats import kstest, truncnorm
 from dpsyngen.config import StagesConfig
 from dpsyngen.noise_levels import Stage, karras_grid, stages
 
+RANGES = [(-math.inf, math.inf), (-math.inf, -3.0), (-3.0, 2.0), (2.0, math.inf), (6.0, math.inf), (-12.0, -11.0)]
 
-@pytest.mark.parametrize(("lower", "upper"), [(-math.inf, math.inf), (-math.inf, -3.0), (-3.0, 2.0), (2.0, math.inf), (6.0, math.inf), (-12.0, -11.0)])
+
+@pytest.mark.parametrize(("lower", "upper"), RANGES)
 def test_sigma_follows_the_truncated_lognormal(lower: float, upper: float) -> None:
     uniform = np.random.default_rng(0).random(20_000)
     log_sigma = np.log(Stage("s", lower, upper, "private").sigma(uniform, -1.2, 1.2).double().numpy())
@@ -34,7 +37,7 @@ def test_stages_tile_the_line(variant: str) -> None:
     found = sorted(stages(StagesConfig(variant=variant)), key=lambda stage: stage.lower)  # type: ignore[arg-type]
     assert found[0].lower == -math.inf
     assert found[-1].upper == math.inf
-    assert all(a.upper == b.lower for a, b in zip(found, found[1:], strict=False))
+    assert all(a.upper == b.lower for a, b in pairwise(found))
     assert sum(stage.source == "private" for stage in found) == 1
 
 

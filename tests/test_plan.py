@@ -15,7 +15,9 @@ from dpsyngen.privacy.accounting import GaussianMechanism, SubsampledGaussianMec
 from dpsyngen.privacy.plan import PrivacyPlan
 
 
-def config(epsilon: float = 10.0, batch_size: int = 256, steps: int = 100, hints: str = "class_means", size: int | None = 60000, **privacy: float) -> RunConfig:
+def config(
+    epsilon: float = 10.0, batch_size: int = 256, steps: int = 100, hints: str = "class_means", size: int | None = 60000, **privacy: float
+) -> RunConfig:
     return RunConfig(
         data=DataConfig(expected_size=size),
         network=NetworkConfig(width=8),
@@ -33,7 +35,9 @@ def test_calibration_comes_within_half_a_percent_and_never_above(epsilon: float,
     assert plan.epsilon_after(steps // 2) < plan.epsilon_after(steps)
 
 
-@pytest.mark.parametrize(("q", "steps", "noise", "delta"), [(0.004, 400, 0.6, 1e-5), (0.068, 1000, 2.0, 1e-5), (0.02, 100, 1.0, 1e-6), (0.5, 20, 6.0, 1e-4)])
+@pytest.mark.parametrize(
+    ("q", "steps", "noise", "delta"), [(0.004, 400, 0.6, 1e-5), (0.068, 1000, 2.0, 1e-5), (0.02, 100, 1.0, 1e-6), (0.5, 20, 6.0, 1e-4)]
+)
 def test_prv_accountant_agrees(q: float, steps: int, noise: float, delta: float) -> None:
     """Gopi et al.'s PRV accountant in Opacus, run with a small error, brackets the pessimistic PLD bound within 1 %."""
     ours = accounting.epsilon_of((SubsampledGaussianMechanism(noise, q, steps),), delta)

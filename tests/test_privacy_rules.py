@@ -425,7 +425,10 @@ class _Centre(nn.Module):
         return x - x.mean(dim=0)
 
 
-@pytest.mark.parametrize(("layer", "complaint"), [(nn.BatchNorm2d(1), "BatchNorm2d"), (nn.InstanceNorm2d(1, track_running_stats=True), "InstanceNorm2d"), (_Centre(), "other images")])
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [(nn.BatchNorm2d(1), "BatchNorm2d"), (nn.InstanceNorm2d(1, track_running_stats=True), "InstanceNorm2d"), (_Centre(), "other images")],
+)
 def test_mixing_layers_are_refused(layer: nn.Module, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         refuse_mixing(_Mixing(layer), (1, 8, 8))

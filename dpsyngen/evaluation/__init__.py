@@ -3,7 +3,7 @@
 from dpsyngen.evaluation.classifiers import build_classifier, train_classifier
 from dpsyngen.evaluation.distances import frechet_distance, precision_recall
 from dpsyngen.evaluation.metrics import evaluate
-from dpsyngen.evaluation.report import metrics_table, save_picture, write_json
+from dpsyngen.evaluation.report import metrics_table, save_picture
 
 __all__ = [
     "build_classifier",
@@ -13,5 +13,4 @@ __all__ = [
     "precision_recall",
     "save_picture",
     "train_classifier",
-    "write_json",
 ]

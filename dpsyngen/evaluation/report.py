@@ -1,17 +1,15 @@
-"""An evaluation for people: a table for the terminal, a picture, and the record as a file."""
+"""An evaluation for people: a table for the terminal, and a picture."""
 
-import json
-import os
-from collections.abc import Callable
+import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from dpsyngen.errors import InputError
+from dpsyngen.files import write_file
 from dpsyngen.samples import sample_grid
 
 LABELS = {
@@ -52,25 +50,6 @@ def metrics_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name complete or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"{path}: expected a file that can be written ({error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write the record of `evaluate`, complete or not at all. Raises InputError if path can't be written."""
-    text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(path, lambda file: file.write(text.encode()))
-
-
 def save_picture(result: dict[str, Any], images: np.ndarray, labels: np.ndarray, path: Path) -> None:
     """Draw CAS per classifier, the confusion matrix of the last classifier (the CNN) and a few synthetic images.
 
@@ -97,7 +76,9 @@ def save_picture(result: dict[str, Any], images: np.ndarray, labels: np.ndarray,
     figure.suptitle(f"{result['images']} synthetic against {result['reference_images']} real images", weight="bold")
     separator = "    " if scores else "\n"
     figure.supxlabel("\n".join(filter(None, [separator.join(others), result["private"]])), fontsize=9, color=_TEXT_COLOUR)
-    _replace(path, lambda file: figure.savefig(file, format="png"))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(path, picture.getvalue())
 
 
 def _draw_scores(axes: Axes, scores: dict[str, dict[str, Any]]) -> None:

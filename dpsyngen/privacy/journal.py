@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
+from dpsyngen.errors import InputError
+from dpsyngen.files import writing
+
 MEANS = "class_means"
+BEFORE_MEANS = -1
+"""Where a run stands, counted in private steps, that hasn't released its class means yet."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,11 @@ class Journal:
     """Lines of JSON in runs/NAME/private/journal.jsonl, mode 0600, each on disk before the work it announces.
 
     A line {"attempt": a, "fingerprint": f, "from": t} opens an attempt at step t, {"attempt": a, "step": t} announces step t (or
-    the class means).
-    Announcing again what the same attempt announced is a replay with the same draws and costs nothing, which holds
-    only while the fingerprint is unchanged. Otherwise a new attempt opens: its draws are fresh, and the steps begun since the checkpoint were paid
-    for in vain.
+    the class means). Announcing again what the same attempt announced is a replay with the same draws and costs nothing, which holds
+    only while the fingerprint is unchanged, and from no earlier than where the attempt began. Otherwise a new attempt opens: its draws
+    are fresh, and the steps begun since the checkpoint were paid for in vain.
+
+    Raises InputError for a file that isn't a journal.
     """
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
@@ -37,10 +43,13 @@ class Journal:
         self.writable = writable
         self.attempt = -1
         self.fingerprint = ""
-        self.start = 0
+        self.start = BEFORE_MEANS
         self._begun: set[tuple[int, int | str]] = set()
-        for entry in _complete_lines(path):
-            self._apply(entry)
+        try:
+            for entry in _complete_lines(path):
+                self._apply(entry)
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path}: expected the journal of this run's private steps; without it nobody knows what was spent") from error
 
     def open_attempt(self, fingerprint: str, reached: int) -> None:
         """Go on with the last attempt if its fingerprint is this one and its own weights are at hand, else open the next.
@@ -77,8 +86,7 @@ class Journal:
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self.writable:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "a") as file:
+            with writing(self.path), os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -8,7 +8,7 @@ import numpy as np
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
-from dpsyngen.privacy.journal import MEANS, Journal, fingerprint
+from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, fingerprint
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import PrivateKey, destroy
 from dpsyngen.privacy.report import privacy_report
@@ -42,20 +42,19 @@ class Ledger:
         `reached` and `has_class_means` say what the weights at hand have already spent. Raises InputError if private steps were begun
         with a key that is gone, since they can neither be replayed nor continued, and if the journal lacks what the weights have seen.
         """
+        journal = Journal(run.journal, writable=compute.is_main)
+        spending = journal.spending
+        if plan is not None and (reached > spending.steps or (has_class_means and spending.means_releases == 0)):
+            raise InputError(f"{run.journal}: expected the record of {reached} private steps, found {spending.steps}; what was spent can't be told")
         if compute.is_main and not run.key.exists():
             if run.journal.exists():
                 raise InputError(f"{run.key}: expected the key of the private steps that {run.journal} lists; a new run needs a new directory")
             fixed = config.privacy.unsafe_fixed_key
             (PrivateKey.fresh() if fixed is None else PrivateKey.fixed(fixed)).save(run.key)
-        compute.wait()
+        compute.wait()  # the key is there, and all have read the journal before one writes to it
         key = PrivateKey.load(run.key)
         this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
-        journal = Journal(run.journal, writable=compute.is_main)
-        spending = journal.spending
-        if plan is not None and (reached > spending.steps or (has_class_means and spending.means_releases == 0)):
-            raise InputError(f"{run.journal}: expected the record of {reached} private steps, found {spending.steps}; what was spent can't be told")
-        compute.wait()  # all have read the journal before one writes to it
-        journal.open_attempt(this, reached)
+        journal.open_attempt(this, BEFORE_MEANS if reached == 0 and not has_class_means else reached)
         ledger = cls(config, plan, run, key, journal)
         if compute.is_main:
             ledger._report("running")
@@ -64,9 +63,9 @@ class Ledger:
     def begin_class_means(self) -> np.random.Generator:
         """Journal a release of the class means and hand out its noise generator; InputError if the budget has no room for another."""
         spending = self.journal.spending
-        if self.plan is not None and spending.means_releases > 0 and not self.journal.has_begun(MEANS):
-            if self.plan.affordable_steps(spending.means_releases + 1) < spending.steps:
-                raise self._exhausted()
+        again = self.plan is not None and spending.means_releases > 0 and not self.journal.has_begun(MEANS)
+        if again and self.plan.affordable_steps(spending.means_releases + 1) < spending.steps:  # type: ignore[union-attr]
+            raise self._exhausted()
         self.journal.begin(MEANS)
         return self.key.substream("class_means", attempt=self.journal.attempt)
 
@@ -88,12 +87,17 @@ class Ledger:
         target = self.config.privacy.epsilon
         return InputError(f"{self.run.path}: the budget of epsilon = {target:g} is spent; nothing is left to resume with")
 
-    def epsilon_so_far(self) -> float | None:
-        """Epsilon of everything begun, from above: accounting is slow, so it is done for twenty numbers of steps. None where nothing is guaranteed."""
+    def epsilon_at(self, step: int) -> float | None:
+        """Epsilon of all that was begun to stand at `step`, from above; None where nothing is guaranteed.
+
+        What this attempt had begun beyond `step` before a crash is left out, so that a replay logs what was logged before. Accounting
+        is slow, so it is done for twenty numbers of steps.
+        """
         if self.plan is None or not self.key.guaranteed:
             return None
         spending, grid = self.journal.spending, max(1, self.plan.steps // 20)
-        steps = max(spending.steps, min(-(-spending.steps // grid) * grid, self.plan.steps))
+        spent = spending.steps - self.journal.begun_since(step)
+        steps = max(spent, min(-(-spent // grid) * grid, self.plan.steps))
         return self.plan.epsilon_after(steps, max(1, spending.means_releases))
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dpsyngen.errors import InputError
+from dpsyngen.files import writing
 
 Purpose = Literal["batch", "draws", "gradient_noise", "class_means"]
 
@@ -47,11 +48,12 @@ class PrivateKey:
     def save(self, path: Path) -> None:
         """Write the key with mode 0600; the file is complete or absent, and never replaces another."""
         partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write((b"guaranteed\n" if self.guaranteed else b"fixed\n") + self.secret)
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(path):
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write((b"guaranteed\n" if self.guaranteed else b"fixed\n") + self.secret)
+                file.flush()
+                os.fsync(file.fileno())
         os.link(partial, path)
         partial.unlink()
 

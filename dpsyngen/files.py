@@ -1,0 +1,41 @@
+"""Files that are complete or absent: written beside their place, then renamed."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpsyngen.errors import InputError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a write that fails (a full disk, a place where one may not write) into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: expected a place that can be written ({error.strerror or error})") from error
+
+
+def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write a whole file beside `path`, then rename: readers see the old content or the new one, also after a crash.
+
+    Raises InputError that names the file if it can't be written; nothing is left of it then.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, mode: int = 0o644) -> None:
+    """`write_file` of indented JSON. Raises ValueError for numbers that JSON doesn't have."""
+    write_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", mode)

@@ -1,0 +1,178 @@
+"""Running train.py again: a finished run stays as it is, an interrupted one goes on to the same end, and what was spent stays spent."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import (
+    ENVIRONMENT,
+    KEY,
+    call,
+    command,
+    files,
+    lines,
+    needs_full_device,
+    private_images,
+    refusal,
+    small,
+    stop_at_first_log,
+    train_main,
+    weights,
+)
+
+from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, fingerprint
+from dpsyngen.privacy.randomness import PrivateKey
+from dpsyngen.run_directory import RunDirectory
+
+pytestmark = needs_full_device
+FIXED = f"--privacy.unsafe_fixed_key={KEY}"
+TEN = ["--stages.variant=dpdm", "--private.batch_size=200", "--private.steps=10", "--compute.checkpoint_every=3", "--hints.kind=none"]
+
+
+def interrupt(run: Path, arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int = 8) -> None:
+    """Train up to the private step whose end is logged first, and stop there: the last checkpoint lies one or more steps behind."""
+    stop_at_first_log(run)
+    assert "No space left on device" in refusal(train_main, monkeypatch, capsys, *arguments, f"--tracking.log_every={step}", "--run", run)
+    (run / "metrics.jsonl").unlink()
+
+
+def spent(run: Path) -> tuple[str, int, int]:
+    """Status, steps begun, and the last step that is part of the weights."""
+    report = json.loads((run / "privacy.json").read_text())
+    newest = max((run / "checkpoints").iterdir())
+    return report["status"], report["steps_begun"], json.loads((newest / "state.json").read_text())["step"]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    arguments = [*small(private_images(tmp_path / "images.npz"), "--stages.variant=nonprivate"), "--run", tmp_path / "run"]
+    call(train_main, *arguments)
+    first, before = capsys.readouterr().out, files(tmp_path / "run")
+    call(train_main, *arguments)
+    assert capsys.readouterr().out == first
+    assert files(tmp_path / "run") == before
+
+
+def kill_in(phase: str, run: Path, arguments: list[object]) -> None:
+    """Launch train.py and kill it, as a power cut would, once it has logged a few steps of the phase."""
+    with subprocess.Popen(command("train", *arguments, "--run", run), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and not (run / "metrics.jsonl").exists():
+            time.sleep(0.005)
+        while process.poll() is None and (run / "metrics.jsonl").read_text().count(f'"{phase}"') < 3:
+            time.sleep(0.005)
+        process.kill()
+        assert process.stdout is not None
+        assert b"finished" not in process.stdout.read()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    lengths = ["--synthetic.steps=120", "--private.steps=24", "--compute.checkpoint_every=7", "--tracking.log_every=3"]
+    arguments = small(private_images(tmp_path / "images.npz"), FIXED, *lengths)
+    kill_in("synthetic", tmp_path / "killed", arguments)
+    assert not (tmp_path / "killed/privacy.json").exists()
+    kill_in("private", tmp_path / "killed", arguments)
+    assert json.loads((tmp_path / "killed/privacy.json").read_text())["status"] == "running"
+    for run in ("killed", "whole"):
+        call(train_main, *arguments, "--run", tmp_path / run)
+    killed, whole = (files(tmp_path / run) for run in ("killed", "whole"))
+    assert killed.keys() == whole.keys()
+    assert all(killed[name][0] == whole[name][0] for name in whole.keys() - {"private/timings.jsonl"})
+    assert json.loads(whole["privacy.json"][0])["steps_begun"] == 24
+
+
+def test_steps_that_cannot_be_replayed_are_charged_again(tmp_path, monkeypatch, capsys):
+    """Eight steps begun, the checkpoint at the sixth: on other images, two steps were spent in vain."""
+    images, run = private_images(tmp_path / "images.npz"), tmp_path / "run"
+    interrupt(run, small(images, *TEN), monkeypatch, capsys)
+    assert spent(run) == ("running", 0, 6)
+    private_images(images, seed=1)
+    call(train_main, *small(images, *TEN, "--tracking.log_every=8"), "--run", run)
+    assert spent(run) == ("finished", 10, 8)
+    report = json.loads((run / "privacy.json").read_text())
+    assert report["epsilon"] <= report["target_epsilon"] == 10
+    assert [entry.get("step", "attempt") for entry in lines(run / "private/journal.jsonl")] == ["attempt", *range(8), "attempt", 6, 7]
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatch, capsys):
+    arguments, run = small(private_images(tmp_path / "images.npz"), *TEN, FIXED), tmp_path / "run"
+    interrupt(run, arguments, monkeypatch, capsys)
+    _, newest = sorted((run / "checkpoints").iterdir())
+    (newest / "tensors.safetensors").write_bytes((newest / "tensors.safetensors").read_bytes()[:5000])
+    call(train_main, *arguments, "--tracking.log_every=8", "--run", run)
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"{newest}: skipped, since this checkpoint can't be read \(.+\)\n", said)
+    assert spent(run) == ("finished", 10, 10)
+    call(train_main, *arguments, "--tracking.log_every=8", "--run", tmp_path / "whole")
+    assert weights(run) == weights(tmp_path / "whole")
+
+
+def test_a_run_in_use_and_another_config_are_refused(tmp_path, monkeypatch, capsys):
+    arguments, run = small(private_images(tmp_path / "images.npz"), "--stages.variant=nonprivate"), tmp_path / "run"
+    interrupt(run, arguments, monkeypatch, capsys, step=2)
+    arguments += ["--tracking.log_every=2", "--run", run]
+    before = files(run)
+    with RunDirectory(run).open((run / "config.yaml").read_text()):
+        assert refusal(train_main, monkeypatch, capsys, *arguments) == f"{run}: another train.py is at work in this run directory"
+    said = refusal(train_main, monkeypatch, capsys, *arguments, "--private.learning_rate=0.5")
+    assert re.fullmatch(r".*/run: holds a run with another config \(private\.learning_rate 0\.0003, not 0\.5\); expected .*", said)
+    assert {name: content for name, (content, _) in files(run).items()} == {name: content for name, (content, _) in before.items()}
+    call(train_main, *arguments)
+    capsys.readouterr()
+    assert "holds a run with another config (seed 0, not 7)" in refusal(train_main, monkeypatch, capsys, *arguments, "--seed=7")
+
+
+def test_a_refused_run_can_be_started_again_with_what_it_lacked(tmp_path, monkeypatch, capsys):
+    """Bad input is found before anything is written, so the corrected command isn't refused for having another config."""
+    arguments, run = ["--stages.variant=nonprivate", "--run", tmp_path / "run"], tmp_path / "run"
+    assert "nowhere.npz" in refusal(train_main, monkeypatch, capsys, *small(tmp_path / "nowhere.npz"), *arguments)
+    assert not run.exists()
+    call(train_main, *small(private_images(tmp_path / "images.npz")), *arguments)
+
+
+def test_a_lost_key_or_journal_ends_the_run(tmp_path, monkeypatch, capsys):
+    arguments, run = small(private_images(tmp_path / "images.npz"), *TEN), tmp_path / "run"
+    interrupt(run, arguments, monkeypatch, capsys)
+    arguments += ["--tracking.log_every=8", "--run", run]
+    shutil.copytree(run / "private", tmp_path / "saved")
+    (run / "private/key").unlink()
+    assert re.match(r".*/key: expected the key of the private steps", refusal(train_main, monkeypatch, capsys, *arguments))
+    (run / "private/journal.jsonl").unlink()
+    assert re.match(r".*/journal\.jsonl: expected the record of 6 private steps, found 0", refusal(train_main, monkeypatch, capsys, *arguments))
+    for damaged in (b'{"attempt": 0, "step": 1\n', b"[1]\n", b"\xff\n"):
+        (run / "private/journal.jsonl").write_bytes(damaged)
+        assert re.match(r".*/journal\.jsonl: expected the journal of this run", refusal(train_main, monkeypatch, capsys, *arguments))
+    shutil.copytree(tmp_path / "saved", run / "private", dirs_exist_ok=True)
+    (run / "private/key").write_bytes(b"short")
+    assert re.match(r".*/key: expected a private key", refusal(train_main, monkeypatch, capsys, *arguments))
+    shutil.copytree(tmp_path / "saved", run / "private", dirs_exist_ok=True)
+    call(train_main, *arguments)
+    assert spent(run) == ("finished", 10, 10)
+
+
+def test_a_crash_before_the_key_is_destroyed_is_made_good(tmp_path):
+    arguments, run = [*small(private_images(tmp_path / "images.npz"), FIXED, "--stages.variant=dpdm"), "--run", tmp_path / "run"], tmp_path / "run"
+    call(train_main, *arguments)
+    before = files(run)
+    PrivateKey.fixed(KEY).save(run / "private/key")
+    call(train_main, *arguments)
+    assert {name: content for name, (content, _) in files(run).items()} == {name: content for name, (content, _) in before.items()}
+
+
+def test_an_attempt_is_left_when_its_first_steps_are_lost(tmp_path):
+    """From a checkpoint before the attempt's start the steps in between get new draws, so no later step would be the same computation."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.open_attempt("a", BEFORE_MEANS)
+    for what in (MEANS, 0, 1, 2, 3):
+        journal.begin(what)
+    journal.open_attempt("b", 4)
+    journal.begin(4)
+    again = Journal(tmp_path / "journal.jsonl")
+    again.open_attempt("b", 4)
+    assert (again.attempt, again.begun_since(4)) == (1, 1)
+    again.open_attempt("b", 2)
+    assert (again.attempt, again.begun_since(2)) == (2, 0)
+    assert fingerprint("d", "c", torch.device("cpu"), 1) != fingerprint("d", "c", torch.device("cpu"), 2)
