@@ -15,7 +15,7 @@ def refuse_mixing(denoiser: nn.Module, image_shape: tuple[int, int, int]) -> Non
     """
     for name, layer in denoiser.named_modules():
         if isinstance(layer, _MIXING) or getattr(layer, "track_running_stats", False):
-            raise InputError(f"network: layer {name!r} ({type(layer).__name__}) mixes the examples of a batch, which DP-SGD can't bound; use GroupNorm")
+            raise InputError(f"network: layer {name!r} ({type(layer).__name__}) mixes the examples of a batch, which DP-SGD can't bound")
     device = next(denoiser.parameters()).device
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, *image_shape, generator=generator).to(device)

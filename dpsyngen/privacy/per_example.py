@@ -185,8 +185,9 @@ def recording(module: nn.Module, examples: int, copies: int) -> Iterator[PerExam
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def forward_hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if len(inputs[0]) != examples * copies or len(output) != examples * copies:
-                raise InputError(f"network: layer {name!r} sees {len(inputs[0])} rows where the batch has {examples * copies}; can't tell the examples apart")
+            seen, expected = len(inputs[0]), examples * copies
+            if seen != expected or len(output) != expected:
+                raise InputError(f"network: layer {name!r} sees {seen} rows where the batch has {expected}; can't tell the examples apart")
             if not output.requires_grad:  # nothing before this layer depends on a trained weight
                 output.requires_grad_()
             x = inputs[0].detach()
