@@ -226,7 +226,7 @@ class PrivacyConfig:
     """64 hex digits in place of the random key, for tests alone: with it nothing is guaranteed, and the report says so."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.epsilon < inf, "privacy.epsilon", "a finite number > 0", self.epsilon)
+        _require(1e-3 <= self.epsilon <= 100, "privacy.epsilon", "a number in [0.001, 100]", self.epsilon)
         _require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
         _require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
         key = self.unsafe_fixed_key
