@@ -365,6 +365,8 @@ class RunConfig:
         if size is not None:
             _require(self.private.batch_size <= size, "private.batch_size",
                      f"at most data.expected_size = {size}, since q = batch_size / expected_size can't exceed 1", self.private.batch_size)
+        _require(self.sampling.guidance == 1 or self.data.num_classes > 0, "sampling.guidance",
+                 "1, since data.num_classes is 0, so there is no class to guide to", self.sampling.guidance)
         _require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",
                  "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":

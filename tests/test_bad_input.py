@@ -106,8 +106,8 @@ DATA: dict[str, tuple[Callable[[Path], list[object]], str]] = {
 SETTINGS: dict[str, tuple[list[object], str]] = {
     "no such config": (["--config", "gone.yaml"], r"gone\.yaml: expected a YAML file, but: No such file"),
     "config is a folder": (["--config", "/"], "/: expected a YAML file, but: Is a directory"),
-    "epsilon 0": (["--privacy.epsilon=0"], "--privacy.epsilon: expected a number in [0.001, 100], got 0.0"),
-    "epsilon infinite": (["--privacy.epsilon=.inf"], "--privacy.epsilon: expected a number in [0.001, 100], got inf"),
+    "epsilon 0": (["--privacy.epsilon=0"], r"--privacy.epsilon: expected a number in \[0.001, 100\], got 0.0"),
+    "epsilon infinite": (["--privacy.epsilon=.inf"], r"--privacy.epsilon: expected a number in \[0.001, 100\], got inf"),
     "delta 1": (["--privacy.delta=1"], r"--privacy.delta: expected a number in \(0, 1\), got 1.0"),
     "rate above 1": (["--private.batch_size=201"], "--private.batch_size: expected at most data.expected_size = 200, since q = .*, got 201"),
     "counted rate above 1": (["--data.expected_size=null", "--private.batch_size=201"], "private.batch_size: expected at most the 200 images"),
