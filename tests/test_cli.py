@@ -334,7 +334,8 @@ CONFIGS = st.builds(
     synthetic=_with_length(SyntheticConfig, **PHASE, family=TEXT, options=st.dictionaries(
         TEXT, st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, max_size=4)),
     private=_with_length(PrivateConfig, **PHASE),
-    privacy=st.builds(PrivacyConfig, epsilon=st.floats(1e-3, 100), delta=st.floats(1e-300, 0.5), unsafe_fixed_key=st.none() | st.text("01234567e", min_size=64, max_size=64)),
+    privacy=st.builds(PrivacyConfig, epsilon=st.floats(1e-3, 100), delta=st.floats(1e-300, 0.5),
+                      unsafe_fixed_key=st.none() | st.text("01234567e", min_size=64, max_size=64)),
     sampling=st.builds(SamplingConfig, s_max=st.floats(min_value=0)),
     evaluation=st.builds(EvaluationConfig, classifiers=st.sampled_from([(), ("cnn",), ("mlp", "cnn"), ("cnn", "logistic_regression", "mlp")])),
 )  # fmt: skip
