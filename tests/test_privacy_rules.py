@@ -253,7 +253,16 @@ def test_class_means_divide_by_noisy_counts_and_floor_them() -> None:
         torch.testing.assert_close(found, torch.full((3, 4), min(1.0, -1 + 5.0 / effective)))
 
 
-def test_class_means_noise_reaches_sums_and_counts() -> None:
+def test_class_means_noise_reaches_the_counts() -> None:
+    """500 equal images a class with norm R: what the mean's length says of the count has the count's noise (the sums' is a tenth)."""
+    mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, count_weight=0.1, count_floor=10.0)
+    batch = torch.full((1500, 1, 4, 4), 0.25), torch.arange(1500) % 3
+    lengths = np.array([mechanism.release([batch], np.random.default_rng(seed)).flatten(1).sum(dim=1).numpy() / 4 for seed in range(40)])
+    counts = 500 / lengths.ravel()
+    assert kstest((counts - 500) * 0.1 / 2.0, "norm").pvalue > 1e-3
+
+
+def test_class_means_noise_reaches_the_sums() -> None:
     empty = [(torch.zeros(0, 1, 64, 64), torch.zeros(0, dtype=torch.int64))]
     mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, 0.6, 10.0)
     found = mechanism.release(empty, np.random.default_rng(0)).numpy().ravel()
