@@ -63,6 +63,12 @@ def stages(config: StagesConfig) -> tuple[Stage, ...]:
     }[config.variant]
 
 
+def private_stage(config: StagesConfig) -> Stage:
+    """The one stage of a variant that private images teach."""
+    (stage,) = (stage for stage in stages(config) if stage.source == "private")
+    return stage
+
+
 def karras_grid(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """Noise levels from sigma_max down to sigma_min, then 0: float64 [steps + 1] (Karras et al., equation 5)."""
     if steps == 1:

@@ -11,7 +11,7 @@ from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import ImageDataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
-from dpsyngen.noise_levels import Stage, stages
+from dpsyngen.noise_levels import Stage, private_stage, stages
 from dpsyngen.ordinary_step import OrdinaryStep, nonprivate_batches, synthetic_batches
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -63,7 +63,7 @@ def private_phase(
     compute: Compute,
 ) -> Phase:
     """DP-SGD on the private stage, or ordinary training on private images where the plan is None."""
-    (stage,) = (stage for stage in stages(config.stages) if stage.source == "private")
+    stage = private_stage(config.stages)
     network = expert(denoiser, stage)
     step: Callable[[int], dict[str, float]]
     if plan is None:

@@ -16,7 +16,7 @@ from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.loss import denoising_loss, draw
 from dpsyngen.networks.safety import refuse_mixing
-from dpsyngen.noise_levels import Stage, stages
+from dpsyngen.noise_levels import Stage, private_stage, stages
 from dpsyngen.phases import expert
 from dpsyngen.privacy.per_example import recording
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -53,6 +53,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         SyntheticImages(config.synthetic, config.data.image_shape, config.seed)  # knows whether the family and its options exist
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
     private = config.private.planned_steps(size)
+    dimension = sum(p.numel() for p in expert(denoiser, private_stage(config.stages)).parameters())
     rate_synthetic = _rows_per_second(config, denoiser, per_example=False)
     rate_private = _rows_per_second(config, denoiser, per_example=True) if privacy else rate_synthetic
     seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
@@ -66,11 +67,11 @@ def plan_run(config: RunConfig) -> RunPlan:
         parameters=sum(p.numel() for p in denoiser.parameters()),
         memory=_memory(config, denoiser, size),
         seconds=seconds,
-        warnings=tuple(_warnings(config, privacy, size, private)),
+        warnings=tuple(_warnings(config, privacy, size, private, dimension)),
     )
 
 
-def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_steps: int) -> list[str]:
+def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_steps: int, dimension: int) -> list[str]:
     found = []
     if config.privacy.delta >= 1 / size:
         found.append(f"privacy.delta = {config.privacy.delta:g} is not below 1/N = {1 / size:.2g}: publishing one random image would satisfy it")
@@ -78,7 +79,7 @@ def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_st
         found.append("private.steps = 0: no gradient step sees a private image")
     if plan is None:
         found.append("variant nonprivate: the private images are trained on WITHOUT any protection")
-    elif plan.noise_multiplier / plan.batch_size * _gradient_dimension(config) ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
+    elif plan.noise_multiplier / plan.batch_size * dimension ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
         found.append(
             f"N = {size} is too small for epsilon = {config.privacy.epsilon:g}: noise of {plan.noise_multiplier:.3g} times the clipping norm "
             f"on a batch of {plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
@@ -93,12 +94,6 @@ def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_st
     return found
 
 
-def _gradient_dimension(config: RunConfig) -> int:
-    denoiser = build_denoiser(config)
-    (stage,) = (stage for stage in stages(config.stages) if stage.source == "private")
-    return sum(p.numel() for p in expert(denoiser, stage).parameters())
-
-
 def _probe(config: RunConfig, images: int, copies: int) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.uniform(-1, 1, (images, *config.data.image_shape)).astype(np.float32))
@@ -110,9 +105,9 @@ def _rows_per_second(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, *, 
     phase, compute = (config.private if per_example else config.synthetic), Compute.start(config.compute)
     copies, images = phase.noise_multiplicity, max(2, min(config.compute.chunk_size, 64 // phase.noise_multiplicity))
     x, labels = _probe(config, images, copies)
-    network = expert(denoiser, stages(config.stages)[-1]).to(compute.device)
+    network = expert(denoiser, private_stage(config.stages)).to(compute.device)
     draws = draw(
-        np.random.default_rng(0), stages(config.stages)[-1], labels, config.data.image_shape,
+        np.random.default_rng(0), private_stage(config.stages), labels, config.data.image_shape,
         p_mean=phase.p_mean, p_std=phase.p_std, label_dropout=0.0, null_label=network.null_label,
     ).to(compute.device)  # fmt: skip
     x, fastest = x.to(compute.device), float("inf")
@@ -143,7 +138,7 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -
         nonlocal outputs
         outputs += output.numel()
 
-    network = expert(denoiser, stages(config.stages)[-1]).cpu()
+    network = expert(denoiser, private_stage(config.stages)).cpu()
     handles = [layer.register_forward_hook(count) for layer in network.backbone.modules() if not list(layer.children())]
     x, labels = _probe(config, 1, 1)
     with torch.no_grad():
