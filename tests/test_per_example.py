@@ -41,7 +41,7 @@ def compare(module: nn.Module, rows: Tensor, copies: int, loss: Loss) -> None:
     norms = record.norms()
     for index, gradients in enumerate(expected):
         whole = torch.cat([gradients[name].flatten() for name in sorted(gradients)])
-        ours = torch.cat([record.gradients[name][index].flatten() for name in sorted(gradients)])
+        ours = torch.cat([record.tensor(name)[index].flatten() for name in sorted(gradients)])
         assert (ours - whole).norm() <= 1e-5 * whole.norm()
         assert norms[index].item() == pytest.approx(whole.norm().item(), rel=1e-5)
 

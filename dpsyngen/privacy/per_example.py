@@ -6,8 +6,9 @@ B x parameters, never B*K x parameters. Forward hooks keep each layer's input, t
 the weights themselves require no gradient meanwhile, so autograd spends nothing on dense weight gradients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,48 +24,111 @@ MARGIN = 1e-4
 # Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
 _CACHED_ELEMENTS = 2**18
 
+# From this many output positions per example and output channel on, one call of the library's dense kernel per example is faster on
+# a CPU than a batched product over patches: these are kh * kw times the input, which the kernel never writes; but it has a fixed cost
+# for each weight. Measured on maps of 7 to 28 pixels, 48 to 128 channels, K from 1 to 32: the two cross between 12 and 32.
+_POSITIONS_FOR_A_KERNEL_CALL = 24
+# A Linear's gradient stays a sum of outer products where those take at most this fraction of the matrix's memory, as in layers that
+# see one vector per row (embeddings of sigma and class, modulations) while K is small.
+_OUTER_PRODUCTS_SAVE = 4
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """Per-example gradients [B, out, in] that are sums of few outer products and are kept as these: sum over t of left[b, t] right[b, t]^T.
+
+    Neither their norms nor their clipped sum need the matrices ("ghost clipping"; Li et al., arXiv 2110.05679, section 4).
+    """
+
+    left: Tensor
+    """Float32 [B, T, out]."""
+    right: Tensor
+    """Float32 [B, T, in]."""
+
+    def norms(self) -> Tensor:
+        """An upper bound on each matrix's L2 norm, float64 [B], too large by a relative 2^-20 at most unless the T terms cancel.
+
+        The norm from the terms' inner products is exact to float64; added is what float32 can lose in scaling and multiplying terms
+        that cancel, so that the bound holds for what `weighted_sum` adds up.
+        """
+        left, right = self.left.double(), self.right.double()
+        inner = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
+        terms = (left.norm(dim=2) * right.norm(dim=2)).sum(dim=1)
+        return inner.sum(dim=(1, 2)).clamp(min=0).sqrt() + 2**-20 * terms
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """The sum over b of weights[b] times the matrix of b, float32 [out, in]."""
+        return (self.left * weights[:, None, None]).flatten(0, 1).t() @ self.right.flatten(0, 1)
+
+    def matrices(self) -> Tensor:
+        """Float32 [B, out, in]."""
+        return torch.bmm(self.left.transpose(1, 2), self.right)
+
+
 # A rule maps (layer, input rows, gradient of the output rows, B) to {parameter name: per-example gradients [B, *shape]}.
-Rule = Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+Gradients = Tensor | OuterProducts
+Rule = Callable[[nn.Module, Tensor, Tensor, int], Mapping[str, Gradients]]
 
 
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor, examples: int) -> dict[str, Gradients]:
     x, g = x.reshape(examples, -1, x.shape[-1]), g.reshape(examples, -1, g.shape[-1])
-    return {"weight": torch.bmm(g.transpose(1, 2), x), "bias": g.sum(dim=1, dtype=torch.float32)}
+    few = x.shape[1] * (layer.in_features + layer.out_features) <= layer.in_features * layer.out_features / _OUTER_PRODUCTS_SAVE
+    weight = OuterProducts(g.float(), x.float()) if few else torch.bmm(g.transpose(1, 2), x)
+    return {"weight": weight, "bias": g.sum(dim=1)}
 
 
 def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise InputError(f"network: {type(layer).__name__} with padding {layer.padding!r} ({layer.padding_mode}) has no per-example gradient")
+    positions = g.numel() // (examples * g.shape[1])
+    weight = _conv2d_by_kernel if not g.is_cuda and positions >= _POSITIONS_FOR_A_KERNEL_CALL * g.shape[1] else _conv2d_by_patches
+    return {"weight": weight(layer, x, g, examples), "bias": _sum_per_channel(g, examples)}
+
+
+def _conv2d_by_kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
+    """The library's dense weight gradient once per example: no patches are written, but each call must have enough to do."""
+    rows = len(x) // examples
+    weight = torch.empty_like(layer.weight, dtype=x.dtype)
+    return torch.stack(
+        [
+            torch.ops.aten.convolution_backward(
+                g[i : i + rows], x[i : i + rows], weight, None,
+                layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups, (False, True, False),
+            )[1]
+            for i in range(0, len(x), rows)
+        ]
+    )  # fmt: skip
+
+
+def _conv2d_by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
+    """One batched product over patches, gathered channels last: a kernel's row of them lies in one piece, so the copy runs at memory speed."""
     (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
     rows, channels_out, height, width = g.shape
     groups, channels_in = layer.groups, layer.in_channels // layer.groups
-    # One batched product over patches that are gathered channels last: F.unfold's layout takes longer to write than the products take.
-    padded = F.pad(x, (pw, pw, ph, ph)).permute(0, 2, 3, 1).unflatten(3, (groups, channels_in))
-    views = [
-        padded[:, i * dh : i * dh + sh * (height - 1) + 1 : sh, j * dw : j * dw + sw * (width - 1) + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    patches = torch.cat(views, dim=4).reshape(examples, -1, groups, kh * kw * channels_in).transpose(1, 2).flatten(0, 1)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
+    image, line, pixel = padded.stride()[:3]
+    shape = (rows, height, width, groups, kh, kw, channels_in)
+    patches = padded.as_strided(shape, (image, sh * line, sw * pixel, channels_in, dh * line, dw * pixel, 1))
+    patches = patches.reshape(examples, -1, groups, kh * kw * channels_in).transpose(1, 2).flatten(0, 1)
     g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
     product = torch.bmm(g_flat.reshape(examples * groups, channels_out // groups, -1), patches)
-    weight = product.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
-    return {"weight": weight, "bias": g.reshape(examples, rows // examples, channels_out, -1).sum(dim=(1, 3), dtype=torch.float32)}
+    return product.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
     normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    per_channel = (examples, x.shape[0] // examples, x.shape[1], -1)
-    return {
-        "weight": (g * normalised).reshape(per_channel).sum(dim=(1, 3), dtype=torch.float32),
-        "bias": g.reshape(per_channel).sum(dim=(1, 3), dtype=torch.float32),
-    }
+    return {"weight": _sum_per_channel(g * normalised, examples), "bias": _sum_per_channel(g, examples)}
+
+
+def _sum_per_channel(g: Tensor, examples: int) -> Tensor:
+    """[N, C, ...] -> [B, C]; torch adds in float32 and rounds the result once."""
+    return g.unflatten(0, (examples, -1)).sum(dim=(1, *range(3, g.dim() + 1)))
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
     normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     shape = (examples, -1, *layer.normalized_shape)
-    return {"weight": (g * normalised).reshape(shape).sum(dim=1, dtype=torch.float32), "bias": g.reshape(shape).sum(dim=1, dtype=torch.float32)}
+    return {"weight": (g * normalised).reshape(shape).sum(dim=1), "bias": g.reshape(shape).sum(dim=1)}
 
 
 def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
@@ -101,25 +165,30 @@ def layers_with_parameters(module: nn.Module) -> dict[str, nn.Module]:
 
 
 class PerExampleGradients:
-    """The gradients of B examples: parameter name -> [B, *parameter shape], in float32 or the layer's bf16."""
+    """The gradients of B examples: parameter name -> [B, *parameter shape], in float32 or the layer's bf16, or outer products."""
 
     def __init__(self, examples: int) -> None:
         self.examples = examples
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients: dict[str, Gradients] = {}
 
-    def add(self, name: str, gradient: Tensor) -> None:
+    def add(self, name: str, gradient: Gradients) -> None:
         """Gather a contribution to a parameter; a layer that is called twice contributes twice."""
-        previous = self.gradients.get(name)
-        self.gradients[name] = gradient if previous is None else previous.float() + gradient.float()
+        if name in self.gradients:
+            gradient = self.tensor(name).float() + (gradient.matrices() if isinstance(gradient, OuterProducts) else gradient.float())
+        self.gradients[name] = gradient
+
+    def tensor(self, name: str) -> Tensor:
+        """One parameter's gradients, [B, *parameter shape]."""
+        gradient = self.gradients[name]
+        return gradient.matrices() if isinstance(gradient, OuterProducts) else gradient
 
     def norms(self) -> Tensor:
         """The L2 norm of each example's whole gradient, float64 [B], measured on the very values that `clipped_sum` adds up.
 
-        Squares are summed in float32 over at most SEGMENT entries and in float64 beyond, so the relative error stays below MARGIN / 2.
+        Squares are summed in float32 over at most SEGMENT entries and in float64 beyond, so it is too small by a relative MARGIN / 2 at
+        most; where a layer computes in bf16 it may be too large by 0.8 %.
         """
-        flat = (_in_memory_order(gradient)[0].flatten(start_dim=1) for gradient in self.gradients.values())
-        per_parameter = [torch.cat([_row_norms(block) for _, block in _float_blocks(gradient)]) for gradient in flat]
-        return torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
+        return torch.linalg.vector_norm(torch.stack([_norms(gradient) for gradient in self.gradients.values()]), dim=0)
 
     def clipped_sum(self, clipping_norm: float) -> dict[str, Tensor]:
         """The sum over examples of each gradient scaled to a norm of at most `clipping_norm`, float32.
@@ -130,16 +199,30 @@ class PerExampleGradients:
         norms = self.norms()
         finite = torch.isfinite(norms)
         scale = torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0).float()
-        sums = {}
-        for name, gradient in self.gradients.items():
-            ordered, back = _in_memory_order(gradient)
-            flat = ordered.flatten(start_dim=1)
-            flat = flat if bool(finite.all()) else torch.where(finite[:, None], flat, 0)
-            total = torch.zeros(flat.shape[1], device=flat.device)
-            for start, block in _float_blocks(flat):
-                total.addmv_(block.t(), scale[start : start + len(block)])
-            sums[name] = total.view(ordered.shape[1:]).permute(back)
-        return sums
+        keep = None if bool(finite.all()) else finite
+        return {name: _weighted_sum(gradient, scale, keep) for name, gradient in self.gradients.items()}
+
+
+def _norms(gradient: Gradients) -> Tensor:
+    """Each example's L2 norm, float64 [B]."""
+    if isinstance(gradient, OuterProducts):
+        return gradient.norms()
+    return _row_norms(_in_memory_order(gradient)[0].flatten(start_dim=1))
+
+
+def _weighted_sum(gradient: Gradients, weights: Tensor, keep: Tensor | None) -> Tensor:
+    """The sum over b of weights[b] times the gradient of b, float32 [*parameter shape], of those that bool [B] `keep` says, or all."""
+    if isinstance(gradient, OuterProducts):
+        if keep is not None:
+            gradient = OuterProducts(*(torch.where(keep[:, None, None], factor, 0) for factor in (gradient.left, gradient.right)))
+        return gradient.weighted_sum(weights)
+    ordered, back = _in_memory_order(gradient)
+    flat = ordered.flatten(start_dim=1)
+    flat = flat if keep is None else torch.where(keep[:, None], flat, 0)
+    total = torch.zeros(flat.shape[1], device=flat.device)
+    for start, block in _float_blocks(flat):
+        total.addmv_(block.t(), weights[start : start + len(block)])
+    return total.view(ordered.shape[1:]).permute(back)
 
 
 def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -149,12 +232,16 @@ def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, flat[start : start + rows].float()
 
 
-def _row_norms(block: Tensor) -> Tensor:
-    """The L2 norm of each row of float32 [b, n], float64 [b]."""
-    whole = block.shape[1] // SEGMENT * SEGMENT
-    segments = torch.linalg.vector_norm(block[:, :whole].unflatten(1, (-1, SEGMENT)), dim=2)
-    rest = torch.linalg.vector_norm(block[:, whole:], dim=1, keepdim=True)
-    return torch.linalg.vector_norm(torch.cat([segments, rest], dim=1).double(), dim=1)
+def _row_norms(flat: Tensor) -> Tensor:
+    """The L2 norm of each row of [B, n], float64 [B]; for bf16 an upper bound.
+
+    torch squares and adds bf16 in float32 too, several times faster than after a conversion, but rounds each segment's norm to bf16.
+    """
+    whole = flat.shape[1] // SEGMENT * SEGMENT
+    segments = torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, SEGMENT)), dim=2)
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1, keepdim=True)
+    norms = torch.linalg.vector_norm(torch.cat([segments, rest], dim=1).double(), dim=1)
+    return norms * (1 + 2**-8) if flat.dtype == torch.bfloat16 else norms
 
 
 def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
