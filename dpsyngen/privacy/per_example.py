@@ -24,10 +24,11 @@ MARGIN = 1e-4
 # Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
 _CACHED_ELEMENTS = 2**18
 
-# From this many output positions per example and output channel on, one call of the library's dense kernel per example is faster on
-# a CPU than a batched product over patches: these are kh * kw times the input, which the kernel never writes; but it has a fixed cost
-# for each weight. Measured on maps of 7 to 28 pixels, 48 to 128 channels, K from 1 to 32: the two cross between 12 and 32.
-_POSITIONS_FOR_A_KERNEL_CALL = 24
+# Convolutions on a CPU whose maps are large enough per example: the library's dense kernel, called once per example, beats a batched
+# product over patches, since it never writes these; but a call has a fixed cost, and one for each weight. Measured on maps of 7 to 28
+# pixels, 48 to 128 channels, K from 1 to 32.
+_PATCH_ELEMENTS_FOR_A_KERNEL_CALL = 10**6
+_POSITIONS_PER_CHANNEL_FOR_A_KERNEL_CALL = 40
 # A Linear's gradient stays a sum of outer products where those take at most this fraction of the matrix's memory, as in layers that
 # see one vector per row (embeddings of sigma and class, modulations) while K is small.
 _OUTER_PRODUCTS_SAVE = 4
@@ -81,7 +82,11 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, 
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise InputError(f"network: {type(layer).__name__} with padding {layer.padding!r} ({layer.padding_mode}) has no per-example gradient")
     positions = g.numel() // (examples * g.shape[1])
-    weight = _conv2d_by_kernel if not g.is_cuda and positions >= _POSITIONS_FOR_A_KERNEL_CALL * g.shape[1] else _conv2d_by_patches
+    large = (
+        positions >= _POSITIONS_PER_CHANNEL_FOR_A_KERNEL_CALL * layer.out_channels
+        and positions * layer.weight[0].numel() >= _PATCH_ELEMENTS_FOR_A_KERNEL_CALL
+    )
+    weight = _conv2d_by_kernel if large and not g.is_cuda else _conv2d_by_patches
     return {"weight": weight(layer, x, g, examples), "bias": _sum_per_channel(g, examples)}
 
 
@@ -277,9 +282,10 @@ def recording(module: nn.Module, examples: int, copies: int) -> Iterator[PerExam
                 raise InputError(f"network: layer {name!r} sees {seen} rows where the batch has {expected}; can't tell the examples apart")
             if not output.requires_grad:  # nothing before this layer depends on a trained weight
                 output.requires_grad_()
-            x = inputs[0].detach()
+            kept = [inputs[0].detach()]
 
             def backward_hook(g: Tensor) -> None:
+                x = kept.pop()  # or the input would live as long as the graph
                 with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
                     rows = x.to(g.dtype) if x.is_floating_point() else x
                     for own, gradient in RULES[type(layer)](layer, rows, g, examples).items():
