@@ -1,10 +1,12 @@
 """The privacy plan: one frozen object that sampling, clipping, noise and accounting all come out of."""
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from dpsyngen.config import RunConfig
@@ -37,27 +39,38 @@ class PrivacyPlan:
 
     @classmethod
     def calibrate(cls, config: RunConfig, expected_size: int) -> "PrivacyPlan":
-        """The least noise with which all mechanisms together cost at most `privacy.epsilon`. Touches no data.
+        """The least noise with which all mechanisms together cost at most `privacy.epsilon`, within half a percent. Touches no data.
 
         The class means get `hints.share` of the budget's mu^2, mu being the Gaussian-DP equivalent of (epsilon, delta).
+        InputError where no noise is the least (nobody is drawn with more than delta) or delta is within the accountant's rounding errors.
         """
+        plan = cls.with_noise(config, expected_size, 0.0)
+        if plan.steps == 0:
+            return plan
+        drawn = -math.expm1(plan.steps * math.log1p(-plan.sampling_rate)) if plan.sampling_rate < 1 else 1.0
+        if plan.delta >= drawn:
+            raise InputError(f"privacy.delta: expected less than {drawn:.3g}, the chance that an image is ever drawn, got {plan.delta:g}")
+        start = accounting.estimated_noise(plan.target_epsilon, plan.delta, plan.sampling_rate, plan.steps)
+        noise = accounting.smallest_noise(lambda noise: replace(plan, noise_multiplier=noise).epsilon_after(plan.steps), plan.target_epsilon, start)
+        return replace(plan, noise_multiplier=noise)
+
+    @classmethod
+    def with_noise(cls, config: RunConfig, expected_size: int, noise_multiplier: float) -> "PrivacyPlan":
+        """The plan with this noise in DP-SGD, whatever it costs; the class means still get their share of the target."""
         if config.private.batch_size > expected_size:
             raise InputError(f"private.batch_size: expected at most the {expected_size} images of the dataset, got {config.private.batch_size}")
         steps, privacy = config.private.planned_steps(expected_size), config.privacy
-        means, fixed = None, ()
+        if privacy.delta < accounting.smallest_delta(steps):
+            raise InputError(f"privacy.delta: expected at least {accounting.smallest_delta(steps):.3g}, since below that rounding errors of the "
+                             f"accounting of {steps} steps matter, got {privacy.delta:g}")  # fmt: skip
+        means = None
         if config.hints.kind == "class_means":
             mu = accounting.gaussian_mu(privacy.epsilon, privacy.delta) * config.hints.share**0.5
             means = ClassMeansMechanism.from_config(config, 1 / mu)
-            fixed = (GaussianMechanism(1 / mu),)
-        rate, interval = config.private.batch_size / expected_size, _interval(privacy.epsilon)
-
-        def epsilon(noise_multiplier: float) -> float:
-            return accounting.epsilon_of((*fixed, SubsampledGaussianMechanism(noise_multiplier, rate, steps)), privacy.delta, interval)
-
-        noise = accounting.smallest_noise(epsilon, privacy.epsilon, start=0.5 + rate * steps**0.5 / privacy.epsilon) if steps else 0.0
         return cls(
             target_epsilon=privacy.epsilon, delta=privacy.delta, expected_size=expected_size, batch_size=config.private.batch_size, steps=steps,
-            noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise, class_means=means,
+            noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise_multiplier,
+            class_means=means,
         )  # fmt: skip
 
     @property
@@ -67,21 +80,32 @@ class PrivacyPlan:
 
     def mechanisms(self, steps: int, means_releases: int = 1) -> tuple[Mechanism, ...]:
         """All that has touched private images after `steps` charged steps."""
-        released = () if self.class_means is None else (GaussianMechanism(self.class_means.noise_multiplier),) * means_releases
-        return (*released, SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps))
+        sgd = SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps, name="DP-SGD")
+        if self.class_means is None:
+            return (sgd,)
+        return (*(GaussianMechanism(self.class_means.noise_multiplier, name="DP class means"),) * means_releases, sgd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - plans live as long as the process
     def epsilon_after(self, steps: int, means_releases: int = 1) -> float:
         """Epsilon at `delta` once the class means and `steps` steps have been spent."""
-        return accounting.epsilon_of(self.mechanisms(steps, means_releases), self.delta, _interval(self.target_epsilon))
+        return accounting.epsilon_of(self.mechanisms(steps, means_releases), self.delta)
 
     def affordable_steps(self, means_releases: int) -> int:
         """The most charged steps that stay within the target after several releases of the class means; -1 if these alone exceed it."""
-        low, high = -1, self.steps
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.epsilon_after(middle, means_releases) <= self.target_epsilon else (low, middle - 1)
-        return low
+
+        def excess(steps: float) -> float:
+            return self.epsilon_after(round(steps), means_releases) - self.target_epsilon
+
+        if excess(self.steps) <= 0:
+            return self.steps
+        if excess(0) > 0:
+            return -1
+        last = round(brentq(excess, 0, self.steps, xtol=0.5))
+        while excess(last) > 0:
+            last -= 1
+        while excess(last + 1) <= 0:
+            last += 1
+        return last
 
     def draw_batch(self, key: PrivateKey, attempt: int, step: int, population: int) -> np.ndarray:
         """The step's Poisson sample: sorted indices below `population`; each unit independently with probability q."""
@@ -103,8 +127,3 @@ class PrivacyPlan:
             noise = torch.from_numpy(rng.standard_normal(total[name].shape, dtype=np.float32)).to(total[name].device)
             noisy[name] = (total[name] + scale * noise) / (self.sampling_rate * self.expected_size)
         return noisy
-
-
-def _interval(epsilon: float) -> float:
-    """The privacy loss's discretisation: fine enough to add less than a thousandth to epsilon, coarse enough to calibrate in seconds."""
-    return min(1e-3, 4e-4 * epsilon)
