@@ -23,6 +23,8 @@ MARGIN = 1e-4
 
 # Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
 _CACHED_ELEMENTS = 2**18
+# Patch elements that are gathered and multiplied at a time on a CPU, so that they needn't come back from memory.
+_CACHED_PATCHES = 2**23
 
 # Convolutions on a CPU whose maps are large enough per example: the library's dense kernel, called once per example, beats a batched
 # product over patches, since it never writes these; but a call has a fixed cost, and one for each weight. Measured on maps of 7 to 28
@@ -106,18 +108,22 @@ def _conv2d_by_kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> 
 
 
 def _conv2d_by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
-    """One batched product over patches, gathered channels last: a kernel's row of them lies in one piece, so the copy runs at memory speed."""
+    """Batched products over patches, gathered channels last: a kernel's row of them lies in one piece, so the copy runs at memory speed."""
     (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
     rows, channels_out, height, width = g.shape
     groups, channels_in = layer.groups, layer.in_channels // layer.groups
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
     image, line, pixel = padded.stride()[:3]
     shape = (rows, height, width, groups, kh, kw, channels_in)
-    patches = padded.as_strided(shape, (image, sh * line, sw * pixel, channels_in, dh * line, dw * pixel, 1))
-    patches = patches.reshape(examples, -1, groups, kh * kw * channels_in).transpose(1, 2).flatten(0, 1)
+    patches = padded.as_strided(shape, (image, sh * line, sw * pixel, channels_in, dh * line, dw * pixel, 1)).unflatten(0, (examples, -1))
     g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
-    product = torch.bmm(g_flat.reshape(examples * groups, channels_out // groups, -1), patches)
-    return product.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
+    products = torch.empty(examples, groups, channels_out // groups, kh * kw * channels_in, dtype=x.dtype, device=x.device)
+    together = max(1, _CACHED_PATCHES * (64 if g.is_cuda else 1) // patches[0].numel())
+    for start in range(0, examples, together):
+        block = slice(start, start + together)
+        gathered = patches[block].reshape(-1, g_flat.shape[3], groups, kh * kw * channels_in).transpose(1, 2)
+        torch.bmm(g_flat[block].flatten(0, 1), gathered.flatten(0, 1), out=products[block].flatten(0, 1))
+    return products.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
