@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
+from dpsyngen.privacy.secure_noise import EXACT_ROWS
 
 # Entries whose squares are summed in float32: at worst SEGMENT additions, each wrong by 2^-24, make the norm wrong by 2^-15.
 SEGMENT = 1024
@@ -228,6 +229,30 @@ def _weighted_sum(gradient: Gradients, weights: Tensor, keep: Tensor | None) -> 
     for start, block in _float_blocks(flat):
         total.addmv_(block.t(), weights[start : start + len(block)])
     return total.view(ordered.shape[1:]).permute(back)
+
+    def truncated_sum(self, clipping_norm: float, unit: float, examples: int) -> dict[str, Tensor]:
+        """The exact sum over the first `examples` of each clipped gradient in multiples of `unit`, truncated toward zero: integers in float64.
+
+        Truncation makes no coordinate longer, so a contribution's norm stays at most `clipping_norm` / `unit`. EXACT_ROWS of them sum
+        to at most 2^24 in float32 and all of them to less than 2^53 in float64, so no order of summation changes a bit.
+        """
+        norms = self.norms()
+        finite = torch.isfinite(norms)
+        used, masked = finite & (torch.arange(len(norms), device=norms.device) < examples), not bool(finite.all())
+        scale = torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0)
+        factors = torch.where(used, scale / unit, 0.0).float()[:, None]
+        sums = {}
+        for name, gradient in self.gradients.items():
+            ordered, back = _in_memory_order(gradient)
+            flat = ordered.flatten(start_dim=1)
+            total = torch.zeros(flat.shape[1], dtype=torch.float64, device=flat.device)
+            for start in range(0, len(flat), EXACT_ROWS):
+                rows = slice(start, start + EXACT_ROWS)
+                block = torch.mul(flat[rows].float(), factors[rows])
+                block = torch.where(finite[rows, None], block, 0) if masked else block
+                total += block.trunc_().sum(dim=0)
+            sums[name] = total.view(ordered.shape[1:]).permute(back)
+        return sums
 
 
 def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
