@@ -13,15 +13,17 @@ from running import KEY as DIGITS
 from running import call, lines, needs_full_device, private_images, refusal, small, stop_at_first_log, train_main, weights
 from scipy.special import ndtri
 from scipy.stats import binomtest, chisquare, kstest
-from test_privacy_rules import KEY, dataset, gradients, plan_with, step_of, tiny_config
+from test_privacy_rules import KEY, dataset, gradients, plan_with, randomised, step_of, tiny_config
 
 from dpsyngen.compute import Compute
-from dpsyngen.config import PrivacyConfig, PrivateConfig
+from dpsyngen.config import NetworkConfig, PrivacyConfig, PrivateConfig
 from dpsyngen.errors import InputError
+from dpsyngen.loss import Draws, denoising_loss, draw
+from dpsyngen.noise_levels import private_stage
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.journal import Journal, Spending
 from dpsyngen.privacy.ledger import Ledger
-from dpsyngen.privacy.per_example import PerExampleGradients
+from dpsyngen.privacy.per_example import OuterProducts, PerExampleGradients, recording
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import SecureStream, poisson_sample, secure_poisson_sample
 from dpsyngen.privacy.report import privacy_report
@@ -144,7 +146,7 @@ def test_grid_units_keep_contributions_below_two_to_the_twenty(noise_multiplier)
 
 
 def record_of(*parts):
-    record = PerExampleGradients(examples=len(parts[0]))
+    record = PerExampleGradients(examples=len(parts[0].left if isinstance(parts[0], OuterProducts) else parts[0]))
     for index, part in enumerate(parts):
         record.add(str(index), part)
     return record
@@ -197,6 +199,45 @@ def test_sums_are_the_same_bits_in_any_order_and_any_chunks():
             assert torch.equal(sum(parts), whole)
 
 
+def test_outer_products_that_cancel_are_truncated_like_their_matrices():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(20, 2, 30, generator=generator), torch.randn(20, 2, 40, generator=generator)
+    left[:, 1], right[:, 1] = -left[:, 0], right[:, 0] * (1 + 1e-6)  # all but a millionth of the first term
+    left[7, 0, 0] = math.inf
+    products = OuterProducts(left, right)
+    exact = torch.bmm(left.double().transpose(1, 2), right.double())
+    exact[7] = 0
+    for norm, unit in ((0.3, STEP), (1e-6, 1e-6 * 2.0**-20)):
+        singles = [record_of(OuterProducts(left[i : i + 1], right[i : i + 1])).truncated_sum(norm, unit, 1)["0"] for i in range(20)]
+        assert all(torch.equal(single, single.trunc()) and single.norm() * unit <= norm for single in singles)
+        assert torch.equal(record_of(products).truncated_sum(norm, unit, 20)["0"], sum(singles))
+    loose = record_of(products).truncated_sum(1e9, STEP, 20)["0"]
+    torch.testing.assert_close(loose * STEP, exact.sum(dim=0), rtol=0, atol=20 * STEP)
+
+
+@pytest.mark.parametrize("backbone", ["lean", "unet"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_images_gradient_depends_on_no_companion_and_no_place(backbone, bf16):
+    """To the last bit, among the same number of rows: what makes the sum's sensitivity exact."""
+    config = dataclasses.replace(tiny_config(), network=NetworkConfig(backbone=backbone, width=16))
+    denoiser, rng, compute = randomised(config), np.random.default_rng(0), Compute(torch.device("cpu"), bf16=bf16)
+    images, labels = (tensor.repeat_interleave(2, dim=0) for tensor in dataset().batch(np.arange(12)))
+    draws = draw(rng, private_stage(config.stages), labels, (1, 8, 8), p_mean=-1.2, p_std=1.2, label_dropout=0.1, null_label=3)
+
+    def contributions(order):
+        rows = [2 * image + copy for image in order for copy in (0, 1)]
+        with recording(denoiser, len(order), 2) as record:
+            with compute.autocast():
+                losses = denoising_loss(denoiser, images[rows], Draws(draws.sigma[rows], draws.noise[rows], draws.labels[rows]))
+            losses.view(-1, 2).mean(dim=1).sum().backward()
+        return {image: [record.norms()[place], *(record.tensor(name)[place] for name in record.gradients)] for place, image in enumerate(order)}
+
+    first = contributions(range(8))
+    for order in ([7, 3, 5, 1, 0, 2, 4, 6], [8, 9, 0, 10, 11, 1, 9, 8]):
+        for image, found in contributions(order).items():
+            assert image not in first or all(torch.equal(a, b) for a, b in zip(first[image], found, strict=True))
+
+
 # Streams.
 
 
@@ -216,8 +257,8 @@ def test_secure_poisson_sample_is_independent_with_probability_q():
     population, q, draws = 50, 0.3, 4000
     stream = KEY.secure_stream("batch")
     member = np.zeros((draws, population), dtype=bool)
-    for draw in range(draws):
-        member[draw, secure_poisson_sample(stream, population, q)] = True
+    for row in range(draws):
+        member[row, secure_poisson_sample(stream, population, q)] = True
     assert binomtest(int(member.sum()), draws * population, q).pvalue > 1e-4
     joint = np.cov(member.T.astype(float)) - np.diag(np.full(population, q * (1 - q)))
     assert np.abs(joint[~np.eye(population, dtype=bool)]).max() < 6 * q * (1 - q) / draws**0.5

@@ -202,11 +202,26 @@ class PerExampleGradients:
         An example whose gradient isn't finite contributes zero. Scaling and summing are float32 whatever precision the
         gradient was computed in; the bound holds for the rounded values, since it is their norm that was measured.
         """
+        scale, finite = self._scale(clipping_norm)
+        keep = None if bool(finite.all()) else finite
+        return {name: _weighted_sum(gradient, scale.float(), keep) for name, gradient in self.gradients.items()}
+
+    def truncated_sum(self, clipping_norm: float, unit: float, examples: int) -> dict[str, Tensor]:
+        """The exact sum over the first `examples` of each clipped gradient in multiples of `unit`, truncated toward zero: integers in float64.
+
+        Truncation makes no coordinate longer, so a contribution's norm stays at most `clipping_norm` / `unit`, which must be 2^20 at most:
+        EXACT_ROWS of them sum to at most 2^24 in float32 and 2^33 to less than 2^53 in float64, so no order of summation changes a bit.
+        """
+        scale, finite = self._scale(clipping_norm)
+        used = torch.arange(len(scale), device=scale.device) < examples
+        factors, keep = torch.where(used, scale / unit, 0.0), None if bool(finite.all()) else finite
+        return {name: _truncated_sum(gradient, factors, keep) for name, gradient in self.gradients.items()}
+
+    def _scale(self, clipping_norm: float) -> tuple[Tensor, Tensor]:
+        """What each example's gradient is scaled by, float64 [B], and whether it is finite, bool [B]: if not, the scale is zero."""
         norms = self.norms()
         finite = torch.isfinite(norms)
-        scale = torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0).float()
-        keep = None if bool(finite.all()) else finite
-        return {name: _weighted_sum(gradient, scale, keep) for name, gradient in self.gradients.items()}
+        return torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0), finite
 
 
 def _norms(gradient: Gradients) -> Tensor:
@@ -230,29 +245,30 @@ def _weighted_sum(gradient: Gradients, weights: Tensor, keep: Tensor | None) -> 
         total.addmv_(block.t(), weights[start : start + len(block)])
     return total.view(ordered.shape[1:]).permute(back)
 
-    def truncated_sum(self, clipping_norm: float, unit: float, examples: int) -> dict[str, Tensor]:
-        """The exact sum over the first `examples` of each clipped gradient in multiples of `unit`, truncated toward zero: integers in float64.
 
-        Truncation makes no coordinate longer, so a contribution's norm stays at most `clipping_norm` / `unit`. EXACT_ROWS of them sum
-        to at most 2^24 in float32 and all of them to less than 2^53 in float64, so no order of summation changes a bit.
-        """
-        norms = self.norms()
-        finite = torch.isfinite(norms)
-        used, masked = finite & (torch.arange(len(norms), device=norms.device) < examples), not bool(finite.all())
-        scale = torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0)
-        factors = torch.where(used, scale / unit, 0.0).float()[:, None]
-        sums = {}
-        for name, gradient in self.gradients.items():
-            ordered, back = _in_memory_order(gradient)
-            flat = ordered.flatten(start_dim=1)
-            total = torch.zeros(flat.shape[1], dtype=torch.float64, device=flat.device)
-            for start in range(0, len(flat), EXACT_ROWS):
-                rows = slice(start, start + EXACT_ROWS)
-                block = torch.mul(flat[rows].float(), factors[rows])
-                block = torch.where(finite[rows, None], block, 0) if masked else block
-                total += block.trunc_().sum(dim=0)
-            sums[name] = total.view(ordered.shape[1:]).permute(back)
-        return sums
+def _truncated_sum(gradient: Gradients, factors: Tensor, keep: Tensor | None) -> Tensor:
+    """The sum over b of factors[b] times the gradient of b, truncated toward zero: integers in float64 [*parameter shape]; `keep` as above.
+
+    Products are formed in float32; matrices from outer products, whose terms may cancel, in float64.
+    """
+    if isinstance(gradient, OuterProducts):
+        rows, shape = gradient.left.shape[0], (gradient.left.shape[2], gradient.right.shape[2])
+        back: tuple[int, ...] = (0, 1)
+    else:
+        gradient, back = _in_memory_order(gradient)
+        rows, shape = gradient.shape[0], gradient.shape[1:]
+    total = torch.zeros(shape, dtype=torch.float64, device=factors.device)
+    for start in range(0, rows, EXACT_ROWS):
+        part = slice(start, start + EXACT_ROWS)
+        if isinstance(gradient, OuterProducts):
+            block = torch.bmm(gradient.left[part].double().transpose(1, 2), gradient.right[part].double())
+        else:
+            block = gradient[part].float()
+        column = (-1, *(1 for _ in shape))
+        block = block * factors[part].to(block.dtype).view(column)
+        block = block if keep is None else torch.where(keep[part].view(column), block, 0)
+        total += block.trunc_().sum(dim=0)
+    return total.permute(back)
 
 
 def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
