@@ -222,6 +222,9 @@ class PrivacyConfig:
     """The delta of (epsilon, delta)-DP; keep it below 1 / expected_size."""
     clipping_norm: float = 1.0
     """C, the largest L2 norm of one image's contribution to the gradient."""
+    secure_noise: bool = False
+    """Batches, draws and noise from a cryptographic generator, exact sums, and noise rounded exactly to a grid: holds against attacks on
+    the low bits of floating-point noise. Costs some speed, nothing in accuracy."""
     unsafe_fixed_key: str | None = None
     """64 hex digits in place of the random key, for tests alone: with it nothing is guaranteed, and the report says so."""
 

@@ -1,6 +1,7 @@
 """The denoising loss of one image per row; who averages over what is the caller's business."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -8,6 +9,16 @@ from torch import Tensor
 
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.noise_levels import Stage
+
+
+class DrawSource(Protocol):
+    """NumPy's generator, or something else that gives independent values of these two distributions."""
+
+    def random(self, size: int, /) -> np.ndarray:
+        """Uniforms in [0, 1), float64 [size]."""
+
+    def standard_normal(self, size: tuple[int, ...], /, dtype: Any) -> np.ndarray:
+        """Normal deviates, `dtype` [*size]."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | N
 
 
 def draw(
-    rng: np.random.Generator,
+    rng: DrawSource,
     stage: Stage,
     labels: Tensor,
     image_shape: tuple[int, int, int],

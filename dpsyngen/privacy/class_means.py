@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from dpsyngen.config import RunConfig
+from dpsyngen.privacy.randomness import SecureStream
+from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
+
+# How far below the grid's sensitivity contributions are scaled: norms of up to 2^20 float64 entries are wrong by less than 2^-32.
+_MARGIN = 2.0**-30
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,32 @@ class ClassMeansMechanism:
         scaled = shifted * (image_weight / np.maximum(norms, self.radius))
         return np.where(np.isfinite(norms), scaled, 0.0), self.count_weight
 
-    def release(self, batches: Iterable[tuple[Tensor, Tensor]], rng: np.random.Generator) -> Tensor:
-        """The noisy means, float32 [num_classes, C, H, W] in [-1, 1], of all (images, labels) batches. Spends the mechanism once."""
-        sums, counts, shape = np.zeros(0), np.zeros(self.num_classes), torch.Size()
+    def release(self, batches: Iterable[tuple[Tensor, Tensor]], rng: np.random.Generator | SecureStream) -> Tensor:
+        """The noisy means, float32 [num_classes, C, H, W] in [-1, 1], of all (images, labels) batches. Spends the mechanism once.
+
+        With a SecureStream contributions are truncated to a grid, so that their sums are exact, and the noise is rounded to it exactly.
+        """
+        grid = Grid.of(self.noise_multiplier, 1.0) if isinstance(rng, SecureStream) else None
+        sums, counts, shape, seen = np.zeros(0), np.zeros(self.num_classes), torch.Size(), 0
         for images, labels in batches:
             if not shape:
                 shape = images.shape[1:]
                 sums = np.zeros((self.num_classes, math.prod(shape)))
             scaled, weight = self.contributions(images)
+            if grid is not None:
+                seen += len(images)
+                refuse_inexact_sums(seen)
+                scaled, weight = np.trunc(scaled * ((1 - _MARGIN) / grid.step)), math.trunc(weight * (1 - _MARGIN) / grid.step)
             np.add.at(sums, labels.numpy(), scaled)
             np.add.at(counts, labels.numpy(), weight)
-        sums += self.noise_multiplier * rng.standard_normal(sums.shape)
-        counts += self.noise_multiplier * rng.standard_normal(counts.shape)
+        sums, counts = self._noisy(sums, rng, grid), self._noisy(counts, rng, grid)
         return self.means(sums, counts).reshape(self.num_classes, *shape)
+
+    def _noisy(self, total: np.ndarray, rng: np.random.Generator | SecureStream, grid: Grid | None) -> np.ndarray:
+        """`total`, in units of the grid if there is one, with noise: in units of the sensitivity."""
+        if isinstance(rng, SecureStream) and grid is not None:
+            return (total + rounded_gaussian(rng, total.size, grid.exponent).numpy().reshape(total.shape)) * grid.step
+        return total + self.noise_multiplier * rng.standard_normal(total.shape)
 
     def means(self, sums: np.ndarray, counts: np.ndarray) -> Tensor:
         """Post-processing of the noisy vector: sums float64 [num_classes, D], counts [num_classes] -> float32 [num_classes, D]."""

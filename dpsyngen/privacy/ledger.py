@@ -10,7 +10,7 @@ from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
 from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, fingerprint
 from dpsyngen.privacy.plan import PrivacyPlan
-from dpsyngen.privacy.randomness import PrivateKey, destroy
+from dpsyngen.privacy.randomness import PrivateKey, SecureStream, destroy
 from dpsyngen.privacy.report import privacy_report
 from dpsyngen.run_directory import RunDirectory
 
@@ -60,14 +60,15 @@ class Ledger:
             ledger._report("running")
         return ledger
 
-    def begin_class_means(self) -> np.random.Generator:
+    def begin_class_means(self) -> np.random.Generator | SecureStream:
         """Journal a release of the class means and hand out its noise generator; InputError if the budget has no room for another."""
         spending = self.journal.spending
         again = self.plan is not None and spending.means_releases > 0 and not self.journal.has_begun(MEANS)
         if again and self.plan.affordable_steps(spending.means_releases + 1) < spending.steps:  # type: ignore[union-attr]
             raise self._exhausted()
         self.journal.begin(MEANS)
-        return self.key.substream("class_means", attempt=self.journal.attempt)
+        secure = self.plan is not None and self.plan.secure_noise
+        return (self.key.secure_stream if secure else self.key.substream)("class_means", attempt=self.journal.attempt)
 
     def last_step(self, planned: int, reached: int) -> int:
         """Where the phase ends that stands at step `reached`: as planned, or earlier if steps were spent in vain.

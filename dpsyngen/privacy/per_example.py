@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
+from dpsyngen.privacy.secure_noise import EXACT_ROWS
 
 # Entries whose squares are summed in float32: at worst SEGMENT additions, each wrong by 2^-24, make the norm wrong by 2^-15.
 SEGMENT = 1024
@@ -207,11 +208,26 @@ class PerExampleGradients:
         An example whose gradient isn't finite contributes zero. Scaling and summing are float32 whatever precision the
         gradient was computed in; the bound holds for the rounded values, since it is their norm that was measured.
         """
+        scale, finite = self._scale(clipping_norm)
+        keep = None if bool(finite.all()) else finite
+        return {name: _weighted_sum(gradient, scale.float(), keep) for name, gradient in self.gradients.items()}
+
+    def truncated_sum(self, clipping_norm: float, unit: float, examples: int) -> dict[str, Tensor]:
+        """The exact sum over the first `examples` of each clipped gradient in multiples of `unit`, truncated toward zero: integers in float64.
+
+        Truncation makes no coordinate longer, so a contribution's norm stays at most `clipping_norm` / `unit`, which must be 2^20 at most:
+        EXACT_ROWS of them sum to at most 2^24 in float32 and 2^33 to less than 2^53 in float64, so no order of summation changes a bit.
+        """
+        scale, finite = self._scale(clipping_norm)
+        used = torch.arange(len(scale), device=scale.device) < examples
+        factors, keep = torch.where(used, scale / unit, 0.0), None if bool(finite.all()) else finite
+        return {name: _truncated_sum(gradient, factors, keep) for name, gradient in self.gradients.items()}
+
+    def _scale(self, clipping_norm: float) -> tuple[Tensor, Tensor]:
+        """What each example's gradient is scaled by, float64 [B], and whether it is finite, bool [B]: if not, the scale is zero."""
         norms = self.norms()
         finite = torch.isfinite(norms)
-        scale = torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0).float()
-        keep = None if bool(finite.all()) else finite
-        return {name: _weighted_sum(gradient, scale, keep) for name, gradient in self.gradients.items()}
+        return torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0), finite
 
 
 def _norms(gradient: Gradients) -> Tensor:
@@ -234,6 +250,31 @@ def _weighted_sum(gradient: Gradients, weights: Tensor, keep: Tensor | None) -> 
     for start, block in _float_blocks(flat):
         total.addmv_(block.t(), weights[start : start + len(block)])
     return total.view(ordered.shape[1:]).permute(back)
+
+
+def _truncated_sum(gradient: Gradients, factors: Tensor, keep: Tensor | None) -> Tensor:
+    """The sum over b of factors[b] times the gradient of b, truncated toward zero: integers in float64 [*parameter shape]; `keep` as above.
+
+    Products are formed in float32; matrices from outer products, whose terms may cancel, in float64.
+    """
+    if isinstance(gradient, OuterProducts):
+        rows, shape = gradient.left.shape[0], (gradient.left.shape[2], gradient.right.shape[2])
+        back: tuple[int, ...] = (0, 1)
+    else:
+        gradient, back = _in_memory_order(gradient)
+        rows, shape = gradient.shape[0], gradient.shape[1:]
+    total = torch.zeros(shape, dtype=torch.float64, device=factors.device)
+    for start in range(0, rows, EXACT_ROWS):
+        part = slice(start, start + EXACT_ROWS)
+        if isinstance(gradient, OuterProducts):
+            block = torch.bmm(gradient.left[part].double().transpose(1, 2), gradient.right[part].double())
+        else:
+            block = gradient[part].float()
+        column = (-1, *(1 for _ in shape))
+        block = block * factors[part].to(block.dtype).view(column)
+        block = block if keep is None else torch.where(keep[part].view(column), block, 0)
+        total += block.trunc_().sum(dim=0)
+    return total.permute(back)
 
 
 def _float_blocks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:

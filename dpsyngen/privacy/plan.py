@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
+from dpsyngen.loss import DrawSource
 from dpsyngen.privacy import accounting
 from dpsyngen.privacy.accounting import GaussianMechanism, Mechanism, SubsampledGaussianMechanism
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.per_example import PerExampleGradients
-from dpsyngen.privacy.randomness import PrivateKey, poisson_sample
+from dpsyngen.privacy.randomness import PrivateKey, SecureStream, poisson_sample, secure_poisson_sample
+from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class PrivacyPlan:
     clipping_norm: float
     noise_multiplier: float
     class_means: ClassMeansMechanism | None
+    secure_noise: bool = False
 
     @classmethod
     def calibrate(cls, config: RunConfig, expected_size: int) -> "PrivacyPlan":
@@ -70,7 +73,7 @@ class PrivacyPlan:
         return cls(
             target_epsilon=privacy.epsilon, delta=privacy.delta, expected_size=expected_size, batch_size=config.private.batch_size, steps=steps,
             noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise_multiplier,
-            class_means=means,
+            class_means=means, secure_noise=privacy.secure_noise,
         )  # fmt: skip
 
     @property
@@ -107,19 +110,43 @@ class PrivacyPlan:
             last += 1
         return last
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """What clipped gradients are summed in: float64 where their sums are integers that must be exact."""
+        return torch.float64 if self.secure_noise else torch.float32
+
     def draw_batch(self, key: PrivateKey, attempt: int, step: int, population: int) -> np.ndarray:
         """The step's Poisson sample: sorted indices below `population`; each unit independently with probability q."""
+        if self.secure_noise:
+            refuse_inexact_sums(population)
+            return secure_poisson_sample(key.secure_stream("batch", attempt=attempt, step=step), population, self.sampling_rate)
         return poisson_sample(key.substream("batch", attempt=attempt, step=step), population, self.sampling_rate)
 
-    def clip_and_sum(self, record: PerExampleGradients) -> dict[str, Tensor]:
-        """The sum over examples of their gradients, already averaged over K, each clipped to C."""
+    def draw_source(self, key: PrivateKey, attempt: int, step: int, chunk: int) -> DrawSource:
+        """What a chunk's sigma, noise and dropped labels are drawn from.
+
+        One more image moves the others to other draws, which is free only because draws are independent and nobody knows them;
+        so secure noise needs secure draws.
+        """
+        stream = key.secure_stream if self.secure_noise else key.substream
+        return stream("draws", attempt=attempt, step=step, chunk=chunk)
+
+    def clip_and_sum(self, record: PerExampleGradients, examples: int) -> dict[str, Tensor]:
+        """The sum over the first `examples`, all but padding, of their gradients, already averaged over K, each clipped to C.
+
+        Under secure noise the unit is a step of the noise's grid.
+        """
+        if self.secure_noise:
+            return record.truncated_sum(self.clipping_norm, self._grid.step, examples)
         return record.clipped_sum(self.clipping_norm)
 
     def privatise(self, total: dict[str, Tensor], key: PrivateKey, attempt: int, step: int) -> dict[str, Tensor]:
-        """The noisy mean gradient from the sum over the whole logical batch: noise once, then a fixed divisor.
+        """The noisy mean gradient from the sum over the whole logical batch, float32: noise once, then a fixed divisor.
 
-        `total` float32, the sum over all processes; every process that calls this gets the same noise.
+        `total` is the sum over all processes, of `sum_dtype`; every process that calls this gets the same noise.
         """
+        if self.secure_noise:
+            return self._privatise_exactly(total, key.secure_stream("gradient_noise", attempt=attempt, step=step))
         rng = key.substream("gradient_noise", attempt=attempt, step=step)
         scale = self.noise_multiplier * self.clipping_norm
         noisy = {}
@@ -127,3 +154,18 @@ class PrivacyPlan:
             noise = torch.from_numpy(rng.standard_normal(total[name].shape, dtype=np.float32)).to(total[name].device)
             noisy[name] = (total[name] + scale * noise) / (self.sampling_rate * self.expected_size)
         return noisy
+
+    def _privatise_exactly(self, total: dict[str, Tensor], stream: SecureStream) -> dict[str, Tensor]:
+        grid, noisy, names = self._grid, {}, sorted(total)
+        sizes = [total[name].numel() for name in names]
+        noise = rounded_gaussian(stream, sum(sizes), grid.exponent).split(sizes)
+        for name, part in zip(names, noise, strict=True):
+            if total[name].dtype != torch.float64:
+                raise TypeError(f"{name}: expected a sum of integers in float64, got {total[name].dtype}")
+            units = total[name] + part.view(total[name].shape).to(total[name].device)
+            noisy[name] = (units * (grid.step / (self.sampling_rate * self.expected_size))).float()
+        return noisy
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid.of(self.noise_multiplier, self.clipping_norm)

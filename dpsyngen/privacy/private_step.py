@@ -39,15 +39,18 @@ class PrivateStep:
         """Journal the step, then spend it. Returns diagnostics, which are NOT private and empty unless the config asks for them."""
         self.journal.begin(step)
         batch = self.plan.draw_batch(self.key, self.journal.attempt, step, len(self.dataset))
-        total = {name: torch.zeros_like(p) for name, p in self.denoiser.named_parameters() if p.requires_grad}
+        total = {name: torch.zeros_like(p, dtype=self.plan.sum_dtype) for name, p in self.denoiser.named_parameters() if p.requires_grad}
         diagnostics = _Diagnostics()
         size = self.config.compute.chunk_size
         for chunk in range(self.compute.rank, -(-len(batch) // size), self.compute.processes):
-            record, losses = self._chunk(batch[chunk * size : (chunk + 1) * size], step, chunk)
-            for name, gradient in self.plan.clip_and_sum(record).items():
+            indices = batch[chunk * size : (chunk + 1) * size]
+            # Kernels may round otherwise for another number of rows; exact sums would carry that from one image to the others.
+            padding = size - len(indices) if self.plan.secure_noise else 0
+            record, losses = self._chunk(np.pad(indices, (0, padding), mode="edge"), step, chunk)
+            for name, gradient in self.plan.clip_and_sum(record, len(indices)).items():
                 total[name] += gradient
             if self.config.tracking.log_private_diagnostics_without_dp:
-                diagnostics.add(losses, record.norms(), self.plan.clipping_norm)
+                diagnostics.add(losses[: len(indices)], record.norms()[: len(indices)], self.plan.clipping_norm)
         total = self.compute.sum_over_processes(total)
         gradient = self.plan.privatise(total, self.key, self.journal.attempt, step)
         for name, parameter in self.denoiser.named_parameters():
@@ -58,7 +61,7 @@ class PrivateStep:
         """Per-example gradients of one chunk, B images of K rows each, and their losses [B]."""
         images, labels = self.dataset.batch(indices)
         copies, private = self.plan.noise_multiplicity, self.config.private
-        rng = self.key.substream("draws", attempt=self.journal.attempt, step=step, chunk=chunk)
+        rng = self.plan.draw_source(self.key, self.journal.attempt, step, chunk)
         draws = draw(
             rng, self.stage, labels.repeat_interleave(copies), self.config.data.image_shape,
             p_mean=private.p_mean, p_std=private.p_std, label_dropout=self.config.network.label_dropout, null_label=self.denoiser.null_label,

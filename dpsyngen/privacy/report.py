@@ -10,6 +10,8 @@ UNIT = "one image"
 ADJACENCY = "neighbouring datasets differ by adding or removing one image"
 ACCOUNTANT = "dp-accounting, privacy loss distributions, pessimistic estimate; the larger epsilon of adding and removing"
 
+SECURE_NOISE = "secure: Gaussians rounded exactly to a grid, on exact sums of integers"
+
 
 def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConfig, *, status: str, guaranteed: bool) -> dict[str, Any]:
     """The content of privacy.json; contains nothing that depends on the images.
@@ -35,15 +37,20 @@ def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConf
         "mechanisms": _mechanisms(plan, steps, max(1, spending.means_releases)),
         "steps_begun": spending.steps,
         "randomness": (
-            "256-bit key from the operating system; BLAKE2b-derived Philox substreams, one per (purpose, attempt, step, chunk)"
+            f"256-bit key from the operating system; BLAKE2b-derived {_generator(plan)} substreams, one per (purpose, attempt, step, chunk)"
             if guaranteed
             else "privacy.unsafe_fixed_key: the noise is known, NOTHING IS GUARANTEED"
         ),
+        **({"noise": SECURE_NOISE} if plan.secure_noise else {}),
         "public_inputs": {
             "expected_size": plan.expected_size, "num_classes": config.data.num_classes, "image_shape": list(config.data.image_shape),
         },
         "caveats": caveats(config, plan, guaranteed=guaranteed),
     }  # fmt: skip
+
+
+def _generator(plan: PrivacyPlan) -> str:
+    return "AES-256 counter mode" if plan.secure_noise else "Philox"
 
 
 def _mechanisms(plan: PrivacyPlan, steps: int, releases: int) -> list[dict[str, Any]]:
