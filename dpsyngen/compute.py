@@ -2,9 +2,11 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed
 from accelerate import PartialState
@@ -39,6 +41,16 @@ class Compute:
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
+
+    def deal(self, batch: np.ndarray, config: ComputeConfig) -> Iterator[dict[int, np.ndarray]]:
+        """This process's chunks of a logical batch, by number, as many at a time as are to be computed together.
+
+        Chunk i is the i-th piece of `config.chunk_size` entries, the last one what is left; process r has chunks r, r + processes, ...
+        """
+        mine = range(self.rank, -(-len(batch) // config.chunk_size), self.processes)
+        for first in range(0, len(mine), config.chunks_at_once):
+            numbers = mine[first : first + config.chunks_at_once]
+            yield {number: batch[number * config.chunk_size : (number + 1) * config.chunk_size] for number in numbers}
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which a network computes: bf16 where the config says so."""

@@ -1,5 +1,6 @@
 """The denoising loss of one image per row; who averages over what is the caller's business."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +33,11 @@ class Draws:
     def to(self, device: torch.device) -> "Draws":
         """The same draws on another device."""
         return Draws(self.sigma.to(device), self.noise.to(device), self.labels.to(device))
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Draws]") -> "Draws":
+        """The draws of several chunks, one after another."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("sigma", "noise", "labels")))
 
 
 def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | None = None) -> Tensor:

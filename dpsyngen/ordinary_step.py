@@ -1,6 +1,6 @@
 """The ordinary step: the mean gradient over public images, or over private ones without any guarantee (variant nonprivate)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import ImageDataset, SyntheticImages
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.hints import synthetic_hints
-from dpsyngen.loss import denoising_loss, draw
+from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.noise_levels import Stage
 
 # (step, chunk, n, rng) -> images float32 [n, C, H, W], labels int64 [n], hints like the images or None
@@ -57,13 +57,12 @@ class OrdinaryStep:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Returns {"loss": mean}, or nothing if the images are not public and the config doesn't ask for it."""
-        size, wanted = self.config.compute.chunk_size, self.phase.batch_size
         parameters = {f"{i}.{name}": p for i, (_, net) in enumerate(self._networks()) for name, p in net.named_parameters()}
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         loss = torch.zeros(1, device=self.compute.device)
-        for chunk in range(self.compute.rank, -(-wanted // size), self.compute.processes):
-            loss += self._chunk(step, chunk, min(size, wanted - chunk * size))
+        for positions in self.compute.deal(np.arange(self.phase.batch_size), self.config.compute):
+            loss += self._chunks(step, positions)
         reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[dict-item]
         for name, parameter in parameters.items():
             parameter.grad = reduced[name]
@@ -74,23 +73,39 @@ class OrdinaryStep:
         """One entry per distinct network."""
         return list({id(denoiser): (stage, denoiser) for stage, denoiser in self.experts}.values())
 
-    def _chunk(self, step: int, chunk: int, n: int) -> Tensor:
-        """Add this chunk's share of the mean gradient; returns its share of the mean loss."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, step, chunk))))
-        images, labels, hints = self.batches(step, chunk, n, rng)
+    def _chunks(self, step: int, positions: dict[int, np.ndarray]) -> Tensor:
+        """Add these chunks' share of the mean gradient; returns their share of the mean loss. `positions` by the chunks' numbers."""
         copies, share = self.phase.noise_multiplicity, torch.zeros(1, device=self.compute.device)
-        for index, (stage, denoiser) in enumerate(self.experts):
-            mine = slice(index, None, len(self.experts))
-            if not len(labels[mine]):
+        parts: list[list[tuple[Tensor, Draws, Tensor | None]]] = [[] for _ in self.experts]
+        for chunk, rows in positions.items():
+            for index, part in enumerate(self._rows(step, chunk, len(rows))):
+                if part is not None:
+                    parts[index].append(part)
+        for (_, denoiser), part in zip(self.experts, parts, strict=True):
+            if not part:
                 continue
-            draws = draw(
-                rng, stage, labels[mine].repeat_interleave(copies), self.config.data.image_shape,
-                p_mean=self.phase.p_mean, p_std=self.phase.p_std, label_dropout=self.config.network.label_dropout, null_label=denoiser.null_label,
-            ).to(self.compute.device)  # fmt: skip
-            rows = images[mine].to(self.compute.device).repeat_interleave(copies, dim=0)
-            hint = None if hints is None else hints[mine].to(self.compute.device).repeat_interleave(copies, dim=0)
+            images, draws, hints = zip(*part, strict=True)
+            x, hint = self._copied(images), None if hints[0] is None else self._copied(hints)
             with self.compute.autocast():
-                loss = denoising_loss(denoiser, rows, draws, hint).sum() / (copies * self.phase.batch_size)
+                loss = denoising_loss(denoiser, x, Draws.cat(draws).to(self.compute.device), hint).sum() / (copies * self.phase.batch_size)
             loss.backward()
             share += loss.detach()
         return share
+
+    def _copied(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.cat(images).to(self.compute.device).repeat_interleave(self.phase.noise_multiplicity, dim=0)
+
+    def _rows(self, step: int, chunk: int, n: int) -> Iterator[tuple[Tensor, Draws, Tensor | None] | None]:
+        """For each expert its share of one chunk, images, draws and hints, all from the chunk's own substream; None where it has none."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, step, chunk))))
+        images, labels, hints = self.batches(step, chunk, n, rng)
+        for index, (stage, denoiser) in enumerate(self.experts):
+            mine = slice(index, None, len(self.experts))
+            if not len(labels[mine]):
+                yield None
+                continue
+            draws = draw(
+                rng, stage, labels[mine].repeat_interleave(self.phase.noise_multiplicity), self.config.data.image_shape, p_mean=self.phase.p_mean,
+                p_std=self.phase.p_std, label_dropout=self.config.network.label_dropout, null_label=denoiser.null_label,
+            )  # fmt: skip
+            yield images[mine], draws, None if hints is None else hints[mine]

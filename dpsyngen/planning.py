@@ -145,8 +145,9 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -
         network(x, torch.ones(1), labels)
     for handle in handles:
         handle.remove()
-    rows = config.compute.chunk_size * config.private.noise_multiplicity
-    per_example = config.compute.chunk_size * parameters if config.is_private else 0
+    images = config.compute.chunk_size * config.compute.chunks_at_once
+    rows = images * config.private.noise_multiplicity
+    per_example = images * parameters if config.is_private else 0
     # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
     return int(size * np.prod(config.data.image_shape) + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
 

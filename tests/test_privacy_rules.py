@@ -1,5 +1,6 @@
 """DESIGN's rules of the guarantee, each by what must hold if it is kept."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -215,6 +216,10 @@ def test_chunks_computed_apart_or_together_are_the_same_computation(tmp_path: Pa
     first = gradients(step_of(tmp_path, config, plan, dataset()))
     again = gradients(step_of(tmp_path, config, plan, dataset()))
     assert all(torch.equal(first[name], again[name]) for name in first)
+    for together in (2, 3, 100):
+        several = dataclasses.replace(config, compute=dataclasses.replace(config.compute, chunks_at_once=together))
+        for name, gradient in gradients(step_of(tmp_path, several, plan, dataset())).items():
+            torch.testing.assert_close(gradient, first[name], rtol=1e-4, atol=1e-6)
     other = gradients(step_of(tmp_path, config, plan, dataset()), 1)
     assert not torch.equal(first["backbone.stem.weight"], other["backbone.stem.weight"])
 

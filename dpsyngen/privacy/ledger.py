@@ -113,6 +113,6 @@ class Ledger:
 
 def _result_deciding(config: RunConfig) -> str:
     """The parts of the config that a private step's result depends on."""
-    compute = (config.compute.precision, config.compute.chunk_size)
+    compute = (config.compute.precision, config.compute.chunk_size, config.compute.chunks_at_once)
     parts = (config.seed, config.data, config.network, config.stages, config.hints, config.synthetic, config.private, config.privacy)
     return repr((*parts, compute))

@@ -10,7 +10,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import ImageDataset
 from dpsyngen.denoiser import Denoiser
-from dpsyngen.loss import denoising_loss, draw
+from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.noise_levels import Stage
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.per_example import PerExampleGradients, recording
@@ -23,7 +23,7 @@ class PrivateStep:
     """Call with a step number: fills `.grad` of the denoiser's parameters (Dockhorn et al., arXiv 2210.09929, Algorithm 1).
 
     The logical batch is cut into chunks of compute.chunk_size images, each with draws from its own substream, and the chunks are
-    dealt to the processes; so neither the number of processes nor their order changes anything but rounding.
+    dealt to the processes; so neither the number of processes nor how many chunks are computed at once changes anything but rounding.
     """
 
     denoiser: Denoiser
@@ -41,37 +41,49 @@ class PrivateStep:
         batch = self.plan.draw_batch(self.key, self.journal.attempt, step, len(self.dataset))
         total = {name: torch.zeros_like(p, dtype=self.plan.sum_dtype) for name, p in self.denoiser.named_parameters() if p.requires_grad}
         diagnostics = _Diagnostics()
-        size = self.config.compute.chunk_size
-        for chunk in range(self.compute.rank, -(-len(batch) // size), self.compute.processes):
-            indices = batch[chunk * size : (chunk + 1) * size]
-            # Kernels may round otherwise for another number of rows; exact sums would carry that from one image to the others.
-            padding = size - len(indices) if self.plan.secure_noise else 0
-            record, losses = self._chunk(np.pad(indices, (0, padding), mode="edge"), step, chunk)
-            for name, gradient in self.plan.clip_and_sum(record, len(indices)).items():
+        for indices in self.compute.deal(batch, self.config.compute):
+            examples = sum(len(part) for part in indices.values())
+            record, losses = self._chunks(indices, step)
+            for name, gradient in self.plan.clip_and_sum(record, examples).items():
                 total[name] += gradient
             if self.config.tracking.log_private_diagnostics_without_dp:
-                diagnostics.add(losses[: len(indices)], record.norms()[: len(indices)], self.plan.clipping_norm)
+                diagnostics.add(losses[:examples], record.norms()[:examples], self.plan.clipping_norm)
         total = self.compute.sum_over_processes(total)
         gradient = self.plan.privatise(total, self.key, self.journal.attempt, step)
         for name, parameter in self.denoiser.named_parameters():
             parameter.grad = gradient.get(name)
         return diagnostics.summary()
 
-    def _chunk(self, indices: np.ndarray, step: int, chunk: int) -> tuple[PerExampleGradients, Tensor]:
-        """Per-example gradients of one chunk, B images of K rows each, and their losses [B]."""
-        images, labels = self.dataset.batch(indices)
-        copies, private = self.plan.noise_multiplicity, self.config.private
-        rng = self.plan.draw_source(self.key, self.journal.attempt, step, chunk)
-        draws = draw(
-            rng, self.stage, labels.repeat_interleave(copies), self.config.data.image_shape,
-            p_mean=private.p_mean, p_std=private.p_std, label_dropout=self.config.network.label_dropout, null_label=self.denoiser.null_label,
-        ).to(self.compute.device)  # fmt: skip
-        rows = images.to(self.compute.device).repeat_interleave(copies, dim=0)
-        with recording(self.denoiser, len(indices), copies) as record:
+    def _chunks(self, indices: dict[int, np.ndarray], step: int) -> tuple[PerExampleGradients, Tensor]:
+        """Per-example gradients of some chunks, B images of K rows each, and their losses [B]; `indices` by the chunks' numbers."""
+        parts = [self._rows(chunk, part, step) for chunk, part in indices.items()]
+        if self.plan.secure_noise:  # always as many rows, see `_rows`
+            parts += parts[-1:] * (self.config.compute.chunks_at_once - len(parts))
+        rows, draws = torch.cat([images for images, _ in parts]), Draws.cat([drawn for _, drawn in parts])
+        copies = self.plan.noise_multiplicity
+        with recording(self.denoiser, len(rows), copies) as record:
             with self.compute.autocast():
-                losses = denoising_loss(self.denoiser, rows, draws).view(-1, copies).mean(dim=1)
+                x = rows.to(self.compute.device).repeat_interleave(copies, dim=0)
+                losses = denoising_loss(self.denoiser, x, draws.to(self.compute.device)).view(-1, copies).mean(dim=1)
             losses.sum().backward()
         return record, losses.detach()
+
+    def _rows(self, chunk: int, indices: np.ndarray, step: int) -> tuple[Tensor, Draws]:
+        """One chunk's images, float32 [B, C, H, W], and the draws of their K rows each, all from the chunk's own substream.
+
+        Under secure noise a short chunk is filled up: kernels may round otherwise for another number of rows, and exact sums would
+        carry that from one image to the others.
+        """
+        config = self.config
+        if self.plan.secure_noise:
+            indices = np.pad(indices, (0, config.compute.chunk_size - len(indices)), mode="edge")
+        images, labels = self.dataset.batch(indices)
+        drawn = draw(
+            self.plan.draw_source(self.key, self.journal.attempt, step, chunk), self.stage,
+            labels.repeat_interleave(self.plan.noise_multiplicity), config.data.image_shape, p_mean=config.private.p_mean,
+            p_std=config.private.p_std, label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
+        )  # fmt: skip
+        return images, drawn
 
 
 class _Diagnostics:
