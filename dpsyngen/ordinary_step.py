@@ -1,6 +1,6 @@
 """The ordinary step: the mean gradient over public images, or over private ones without any guarantee (variant nonprivate)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,7 @@ class OrdinaryStep:
             share += loss.detach()
         return share
 
-    def _copied(self, images: Sequence[Tensor]) -> Tensor:
+    def _copied(self, images: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(images).to(self.compute.device).repeat_interleave(self.phase.noise_multiplicity, dim=0)
 
     def _rows(self, step: int, chunk: int, n: int) -> Iterator[tuple[Tensor, Draws, Tensor | None] | None]:

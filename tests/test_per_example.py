@@ -1,11 +1,14 @@
 """Per-example gradients against brute force: a loop over examples with plain autograd."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
 from dpsyngen.networks import LeanNet, UNet
+from dpsyngen.privacy import layer_gradients
 from dpsyngen.privacy.per_example import recording
 
 
@@ -65,6 +68,54 @@ def test_layer(name: str, copies: int) -> None:
     torch.manual_seed(0)
     build, shape = LAYERS[name]
     compare(build(), torch.randn(4 * copies, *shape), copies, Loss())
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("conv")])
+@pytest.mark.parametrize("way", [layer_gradients._conv2d_by_patches, layer_gradients._conv2d_by_kernel, layer_gradients._conv2d_by_lines])
+def test_convolution_by_each_way(way: Callable[[nn.Conv2d, Tensor, Tensor, int], Tensor], name: str, copies: int) -> None:
+    """Which way is taken depends on sizes, device and precision, so each is compared by itself; patches also in several blocks."""
+    torch.manual_seed(0)
+    build, shape = LAYERS[name]
+    layer, x = build(), torch.randn(4 * copies, *shape)
+    if way is layer_gradients._conv2d_by_lines and (layer.stride != (1, 1) or layer.groups > 1):
+        pytest.skip("not for strides and groups")
+    y = layer(x)
+    g = torch.randn_like(y)
+    ours = way(layer, x, g, 4)
+    for index in range(4):
+        rows = slice(index * copies, (index + 1) * copies)
+        (expected,) = torch.autograd.grad(y[rows], layer.weight, g[rows], retain_graph=True)
+        assert (ours[index] - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_patches_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x, g = nn.Conv2d(4, 6, 3, padding=1, groups=2), torch.randn(14, 4, 6, 6), torch.randn(14, 6, 6, 6)
+    whole = layer_gradients._conv2d_by_patches(layer, x, g, 7)
+    monkeypatch.setattr(layer_gradients, "_CACHED_PATCHES", 2 * whole.shape[0])  # less than one example's, so one at a time
+    torch.testing.assert_close(layer_gradients._conv2d_by_patches(layer, x, g, 7), whole)
+    monkeypatch.setattr(layer_gradients, "_CACHED_PATCHES", 3 * 2 * 36 * 36)  # 3 at a time: 7 don't divide
+    torch.testing.assert_close(layer_gradients._conv2d_by_patches(layer, x, g, 7), whole)
+
+
+@pytest.mark.parametrize("copies", [1, 3, 8])
+def test_bf16_backbone_is_the_float32_one_to_its_precision(copies: int) -> None:
+    """Mixed precision, with every way a convolution can go at these sizes."""
+    torch.manual_seed(0)
+    net = LeanNet(in_channels=1, out_channels=1, image_size=8, num_labels=4, width=16, depth=1)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, rest = torch.randn(3 * copies, 1, 8, 8), (torch.randn(3 * copies), torch.randint(0, 4, (3 * copies,)))
+    records = []
+    for enabled in (False, True):
+        with recording(net, 3, copies) as record:
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                losses = Loss(rest)(net, x).float().view(-1, copies).mean(dim=1)
+            losses.sum().backward()
+        records.append(torch.cat([record.tensor(name).float().flatten(start_dim=1) for name in sorted(record.gradients)], dim=1))
+    exact, rounded = records
+    assert ((rounded - exact).norm(dim=1) <= 0.05 * exact.norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("copies", [1, 3])

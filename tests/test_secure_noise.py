@@ -22,8 +22,9 @@ from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.noise_levels import private_stage
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.journal import Journal, Spending
+from dpsyngen.privacy.layer_gradients import OuterProducts
 from dpsyngen.privacy.ledger import Ledger
-from dpsyngen.privacy.per_example import OuterProducts, PerExampleGradients, recording
+from dpsyngen.privacy.per_example import PerExampleGradients, recording
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import SecureStream, poisson_sample, secure_poisson_sample
 from dpsyngen.privacy.report import privacy_report

@@ -6,15 +6,14 @@ B x parameters, never B*K x parameters. Forward hooks keep each layer's input, t
 the weights themselves require no gradient meanwhile, so autograd spends nothing on dense weight gradients.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
+from dpsyngen.privacy.layer_gradients import RULES, Gradients, OuterProducts
 from dpsyngen.privacy.secure_noise import EXACT_ROWS
 
 # Entries whose squares are summed in float32: at worst SEGMENT additions, each wrong by 2^-24, make the norm wrong by 2^-15.
@@ -24,141 +23,6 @@ MARGIN = 1e-4
 
 # Float32 elements (1 MiB) that are converted and used again before they leave a core's cache.
 _CACHED_ELEMENTS = 2**18
-# Patch elements that are gathered and multiplied at a time on a CPU, so that they needn't come back from memory.
-_CACHED_PATCHES = 2**23
-
-# Convolutions on a CPU whose maps are large enough per example: the library's dense kernel, called once per example, beats a batched
-# product over patches, since it never writes these; but a call has a fixed cost, and one for each weight. Measured on maps of 7 to 28
-# pixels, 48 to 128 channels, K from 1 to 32.
-_PATCH_ELEMENTS_FOR_A_KERNEL_CALL = 10**6
-_POSITIONS_PER_CHANNEL_FOR_A_KERNEL_CALL = 40
-# A Linear's gradient stays a sum of outer products where those take at most this fraction of the matrix's memory, as in layers that
-# see one vector per row (embeddings of sigma and class, modulations) while K is small.
-_OUTER_PRODUCTS_SAVE = 4
-
-
-@dataclass(frozen=True)
-class OuterProducts:
-    """Per-example gradients [B, out, in] that are sums of few outer products and are kept as these: sum over t of left[b, t] right[b, t]^T.
-
-    Neither their norms nor their clipped sum need the matrices ("ghost clipping"; Li et al., arXiv 2110.05679, section 4).
-    """
-
-    left: Tensor
-    """Float32 [B, T, out]."""
-    right: Tensor
-    """Float32 [B, T, in]."""
-
-    def norms(self) -> Tensor:
-        """An upper bound on each matrix's L2 norm, float64 [B], too large by a relative 2^-20 at most unless the T terms cancel.
-
-        The norm from the terms' inner products is exact to float64; added is what float32 can lose in scaling and multiplying terms
-        that cancel, so that the bound holds for what `weighted_sum` adds up.
-        """
-        left, right = self.left.double(), self.right.double()
-        inner = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
-        terms = (left.norm(dim=2) * right.norm(dim=2)).sum(dim=1)
-        return inner.sum(dim=(1, 2)).clamp(min=0).sqrt() + 2**-20 * terms
-
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """The sum over b of weights[b] times the matrix of b, float32 [out, in]."""
-        return (self.left * weights[:, None, None]).flatten(0, 1).t() @ self.right.flatten(0, 1)
-
-    def matrices(self) -> Tensor:
-        """Float32 [B, out, in]."""
-        return torch.bmm(self.left.transpose(1, 2), self.right)
-
-
-# A rule maps (layer, input rows, gradient of the output rows, B) to {parameter name: per-example gradients [B, *shape]}.
-Gradients = Tensor | OuterProducts
-Rule = Callable[[nn.Module, Tensor, Tensor, int], Mapping[str, Gradients]]
-
-
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor, examples: int) -> dict[str, Gradients]:
-    x, g = x.reshape(examples, -1, x.shape[-1]), g.reshape(examples, -1, g.shape[-1])
-    few = x.shape[1] * (layer.in_features + layer.out_features) <= layer.in_features * layer.out_features / _OUTER_PRODUCTS_SAVE
-    weight = OuterProducts(g.float(), x.float()) if few else torch.bmm(g.transpose(1, 2), x)
-    return {"weight": weight, "bias": g.sum(dim=1)}
-
-
-def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise InputError(f"network: {type(layer).__name__} with padding {layer.padding!r} ({layer.padding_mode}) has no per-example gradient")
-    positions = g.numel() // (examples * g.shape[1])
-    large = (
-        positions >= _POSITIONS_PER_CHANNEL_FOR_A_KERNEL_CALL * layer.out_channels
-        and positions * layer.weight[0].numel() >= _PATCH_ELEMENTS_FOR_A_KERNEL_CALL
-    )
-    weight = _conv2d_by_kernel if large and not g.is_cuda else _conv2d_by_patches
-    return {"weight": weight(layer, x, g, examples), "bias": _sum_per_channel(g, examples)}
-
-
-def _conv2d_by_kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
-    """The library's dense weight gradient once per example: no patches are written, but each call must have enough to do."""
-    rows = len(x) // examples
-    weight = torch.empty_like(layer.weight, dtype=x.dtype)
-    return torch.stack(
-        [
-            torch.ops.aten.convolution_backward(
-                g[i : i + rows], x[i : i + rows], weight, None,
-                layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups, (False, True, False),
-            )[1]
-            for i in range(0, len(x), rows)
-        ]
-    )  # fmt: skip
-
-
-def _conv2d_by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
-    """Batched products over patches, gathered channels last: a kernel's row of them lies in one piece, so the copy runs at memory speed."""
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
-    rows, channels_out, height, width = g.shape
-    groups, channels_in = layer.groups, layer.in_channels // layer.groups
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
-    image, line, pixel = padded.stride()[:3]
-    shape = (rows, height, width, groups, kh, kw, channels_in)
-    patches = padded.as_strided(shape, (image, sh * line, sw * pixel, channels_in, dh * line, dw * pixel, 1)).unflatten(0, (examples, -1))
-    g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
-    products = torch.empty(examples, groups, channels_out // groups, kh * kw * channels_in, dtype=x.dtype, device=x.device)
-    together = max(1, _CACHED_PATCHES * (64 if g.is_cuda else 1) // patches[0].numel())
-    for start in range(0, examples, together):
-        block = slice(start, start + together)
-        gathered = patches[block].reshape(-1, g_flat.shape[3], groups, kh * kw * channels_in).transpose(1, 2)
-        torch.bmm(g_flat[block].flatten(0, 1), gathered.flatten(0, 1), out=products[block].flatten(0, 1))
-    return products.view(examples, channels_out, kh, kw, channels_in).permute(0, 1, 4, 2, 3)
-
-
-def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
-    normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    return {"weight": _sum_per_channel(g * normalised, examples), "bias": _sum_per_channel(g, examples)}
-
-
-def _sum_per_channel(g: Tensor, examples: int) -> Tensor:
-    """[N, C, ...] -> [B, C]; torch adds in float32 and rounds the result once."""
-    return g.unflatten(0, (examples, -1)).sum(dim=(1, *range(3, g.dim() + 1)))
-
-
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
-    normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    shape = (examples, -1, *layer.normalized_shape)
-    return {"weight": (g * normalised).reshape(shape).sum(dim=1), "bias": g.reshape(shape).sum(dim=1)}
-
-
-def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor, examples: int) -> dict[str, Tensor]:
-    indices, g = x.reshape(examples, -1), g.reshape(examples, -1, g.shape[-1]).float()
-    weight = torch.zeros(examples, *layer.weight.shape, device=g.device)
-    weight.scatter_add_(1, indices[:, :, None].expand_as(g), g)
-    if layer.padding_idx is not None:
-        weight[:, layer.padding_idx] = 0
-    return {"weight": weight}
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-}  # type: ignore[assignment]
 
 
 def layers_with_parameters(module: nn.Module) -> dict[str, nn.Module]:

@@ -49,9 +49,9 @@ class PrivateStep:
             if self.config.tracking.log_private_diagnostics_without_dp:
                 diagnostics.add(losses[:examples], record.norms()[:examples], self.plan.clipping_norm)
         total = self.compute.sum_over_processes(total)
-        gradient = self.plan.privatise(total, self.key, self.journal.attempt, step)
+        noisy = self.plan.privatise(total, self.key, self.journal.attempt, step)
         for name, parameter in self.denoiser.named_parameters():
-            parameter.grad = gradient.get(name)
+            parameter.grad = noisy.get(name)
         return diagnostics.summary()
 
     def _chunks(self, indices: dict[int, np.ndarray], step: int) -> tuple[PerExampleGradients, Tensor]:
