@@ -1,6 +1,9 @@
 # make demo    train on MNIST under DP, sample, evaluate, and say what it came to; minutes on a laptop
 # make test    everything that CI checks: lint, import layers, tests
 # make lint    ruff and the import layers          make types   mypy
+# make test-mutations   break the guarantee on purpose, in a copy, and see a test turn red each time; 5 minutes
+# make test-audit       20,000 runs of the private step with and without one image: what they prove about epsilon; 5 minutes
+#                       both take ONLY=REGEX for some rows alone, e.g. make test-mutations ONLY=clip
 # make clean   remove the environment and caches, never runs/
 #
 # The environment is .venv, made of the versions in constraints.txt. Another Python: make PYTHON=python3.12 ...
@@ -8,12 +11,13 @@
 PYTHON ?= python3
 CONFIG ?= configs/mnist/dp_syngen.yaml
 RUN ?= runs/demo
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-mutations test-audit lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config $(CONFIG) --run $(RUN)
@@ -24,6 +28,12 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+test-mutations: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutate.py --only '$(ONLY)'
+
+test-audit: $(VENV)/.installed-dev
+	$(BIN)/python tests/auditing.py --only '$(ONLY)'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, NetworkConfi
 from dpsyngen.data import ImageDataset
 from dpsyngen.denoiser import Denoiser, build_denoiser
 from dpsyngen.errors import InputError
+from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.noise_levels import stages
+from dpsyngen.privacy.accounting import SubsampledGaussianMechanism, epsilon_of, gaussian_mu
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.ledger import Ledger
-from dpsyngen.privacy.per_example import PerExampleGradients, recording
+from dpsyngen.privacy.per_example import OuterProducts, PerExampleGradients, recording
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.private_step import PrivateStep
 from dpsyngen.privacy.randomness import PrivateKey, destroy, poisson_sample
@@ -79,8 +82,8 @@ def test_poisson_inclusion_is_independent_with_probability_q() -> None:
     population, q, draws = 50, 0.3, 4000
     rng = np.random.default_rng(0)
     member = np.zeros((draws, population), dtype=bool)
-    for draw in range(draws):
-        member[draw, poisson_sample(rng, population, q)] = True
+    for turn in range(draws):
+        member[turn, poisson_sample(rng, population, q)] = True
     sizes = member.sum(axis=1)
     assert binomtest(int(member.sum()), draws * population, q).pvalue > 1e-4
     assert sizes.var() == pytest.approx(population * q * (1 - q), rel=0.1)  # a shuffled batch would have no variance
@@ -98,11 +101,19 @@ def test_poisson_sample_costs_the_batch_not_the_population() -> None:
     assert (poisson_sample(np.random.default_rng(0), 7, 1.0) == np.arange(7)).all()
 
 
+def test_batch_is_drawn_at_the_declared_rate_whatever_the_size() -> None:
+    plan, population = plan_with(tiny_config()), 400  # ten times the declared size
+    drawn = sum(len(plan.draw_batch(KEY, 0, step, population)) for step in range(50))
+    assert binomtest(drawn, 50 * population, 8 / 40).pvalue > 1e-3
+
+
 def test_empty_batch_is_a_step_of_pure_noise(tmp_path: Path) -> None:
     config = tiny_config()
     plan = plan_with(config)
     step = step_of(tmp_path, config, plan, dataset(0))
-    found = torch.cat([gradient.flatten() for gradient in gradients(step).values()])
+    noisy = gradients(step)
+    assert set(noisy) == {name for name, _ in step.denoiser.named_parameters()}
+    found = torch.cat([gradient.flatten() for gradient in noisy.values()])
     assert kstest((found * 8).numpy(), "norm").pvalue > 1e-3  # noise N(0, (1 * 1)^2) over q N = 8
     assert step.journal.spending.steps == 1
 
@@ -123,6 +134,30 @@ def test_removing_an_image_moves_the_sum_by_at_most_c(tmp_path: Path, copies: in
         sums.append(torch.cat([g.flatten() for g in gradients(step).values()]) * 40)
     difference = (sums[0] - sums[1]).norm().item()
     assert 0.9 * norm < difference <= norm * (1 + 1e-4)
+
+
+def test_private_step_is_what_a_loop_over_images_computes(tmp_path: Path) -> None:
+    """One image after another with plain autograd: the mean of its K losses, its gradient, clipped to C; then the sum over images."""
+    config, count, size = tiny_config(batch_size=40, copies=3, chunk_size=4), 10, 4
+    step = step_of(tmp_path, config, plan_with(config, noise_multiplier=0.0), dataset(40).slice(0, count))
+    parameters = list(step.denoiser.parameters())
+    images, labels = step.dataset.batch(np.arange(count))
+    single = []
+    for image in range(count):
+        rows = labels[image // size * size :][:size].repeat_interleave(3)
+        rng = KEY.substream("draws", attempt=0, step=0, chunk=image // size)
+        draws = draw(rng, step.stage, rows, (1, 8, 8), p_mean=config.private.p_mean, p_std=config.private.p_std,
+                     label_dropout=config.network.label_dropout, null_label=step.denoiser.null_label)  # fmt: skip
+        own = slice(3 * (image % size), 3 * (image % size) + 3)
+        losses = denoising_loss(step.denoiser, images[image].expand(3, -1, -1, -1), Draws(draws.sigma[own], draws.noise[own], draws.labels[own]))
+        single.append(torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), parameters)]))
+    whole = torch.stack(single)
+    norms = whole.norm(dim=1)
+    limit = norms.median().item()  # half of the images are clipped
+    object.__setattr__(step, "plan", plan_with(config, noise_multiplier=0.0, clipping_norm=limit))
+    found = torch.cat([gradient.flatten() for gradient in gradients(step).values()]) * 40
+    expected = (whole * (limit / norms).clamp(max=1)[:, None]).sum(dim=0)
+    assert (found - expected).norm() < 3e-4 * expected.norm()
 
 
 def test_clipping_comes_after_averaging_over_draws() -> None:
@@ -154,6 +189,45 @@ def test_contribution_is_at_most_c_where_float32_sums_go_wrong() -> None:
         assert 0.999 * 0.3 < record.clipped_sum(0.3)["a"].double().norm() <= 0.3
 
 
+def test_contribution_is_at_most_c_in_bf16_whatever_the_norm_is_rounded_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in range(1, 3000, 50):
+        record = PerExampleGradients(examples=1)
+        record.add("a", torch.randn(1, size, generator=generator).bfloat16())
+        assert 0.98 * 0.01 < record.clipped_sum(0.01)["a"].double().norm() <= 0.01
+
+
+def test_outer_products_are_clipped_like_their_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = OuterProducts(torch.randn(4, 3, 8, generator=generator), torch.randn(4, 3, 6, generator=generator))
+    records = PerExampleGradients(examples=4), PerExampleGradients(examples=4)
+    for record, gradient in zip(records, (factors, factors.matrices()), strict=True):
+        record.add("w", gradient)
+        record.add("b", torch.ones(4, 5))
+    limit = records[1].norms().median().item()
+    found, expected = (record.clipped_sum(limit) for record in records)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_contribution_is_at_most_c_where_outer_products_cancel() -> None:
+    """Terms of a size at which their rounding alone is longer than C."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        left, right = 1e4 * torch.randn(1, 1, 50, generator=generator), 1e4 * torch.randn(1, 1, 40, generator=generator)
+        record = PerExampleGradients(examples=1)
+        record.add("w", OuterProducts(torch.cat([left, -left, left / 3, -left], dim=1), torch.cat([right, right / 3, right, right], dim=1)))
+        assert record.clipped_sum(0.01)["w"].double().norm() <= 0.01
+
+
+def test_non_finite_outer_product_counts_as_zero() -> None:
+    left, right = torch.ones(2, 1, 3), torch.ones(2, 1, 2)
+    left[0, 0, 1] = float("nan")
+    record = PerExampleGradients(examples=2)
+    record.add("w", OuterProducts(left, right))
+    torch.testing.assert_close(record.clipped_sum(10.0)["w"], torch.ones(3, 2), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_non_finite_contribution_counts_as_zero(bad: float) -> None:
     record = PerExampleGradients(examples=2)
@@ -175,6 +249,13 @@ def test_noise_is_added_once_with_deviation_sigma_c_and_divided_by_the_expected_
     total = {"a": torch.ones(200, 100), "b": torch.ones(5000)}
     shifted = torch.cat([t.flatten() for t in plan.privatise(total, KEY, 0, 0).values()]).numpy()
     np.testing.assert_allclose(shifted - noise, 1 / 8, rtol=1e-4)
+
+
+def test_noise_is_independent_between_parameters_and_steps() -> None:
+    plan, zero = plan_with(tiny_config()), {"a": torch.zeros(5000), "b": torch.zeros(5000)}
+    noise = [gradient for step in range(2) for gradient in plan.privatise(zero, KEY, 0, step).values()]
+    off = np.corrcoef(torch.stack(noise).numpy())[~np.eye(4, dtype=bool)]
+    assert np.abs(off).max() < 5 / 5000**0.5
 
 
 def test_divisor_is_fixed_whatever_was_drawn(tmp_path: Path) -> None:
@@ -267,11 +348,29 @@ def test_class_means_noise_reaches_the_counts() -> None:
     assert kstest((counts - 500) * 0.1 / 2.0, "norm").pvalue > 1e-3
 
 
+def test_price_of_full_batches_and_class_means_is_the_closed_form() -> None:
+    """Where every image is in every batch all mechanisms are Gaussian, and their mu^2 = 1 / nu^2 add up (Dong et al., arXiv 1905.02383)."""
+    plan = PrivacyPlan.calibrate(tiny_config(batch_size=40, hints="class_means"), 40)
+    assert plan.class_means is not None
+    mu = (10 / plan.noise_multiplier**2 + 1 / plan.class_means.noise_multiplier**2) ** 0.5
+    assert gaussian_mu(plan.epsilon_after(10), plan.delta) == pytest.approx(mu, rel=5e-3)
+    assert 0.995 * 5.0 <= plan.epsilon_after(10) <= 5.0
+
+
 def test_class_means_noise_reaches_the_sums() -> None:
     empty = [(torch.zeros(0, 1, 64, 64), torch.zeros(0, dtype=torch.int64))]
     mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, 0.6, 10.0)
     found = mechanism.release(empty, np.random.default_rng(0)).numpy().ravel()
     assert kstest(found * 10 * 0.8 / 2, "norm").pvalue > 1e-3
+
+
+# Rule 6: accounting.
+
+
+def test_claim_is_void_where_rounding_errors_could_be_all_of_delta() -> None:
+    million = (SubsampledGaussianMechanism(1000.0, 1.0, 1_000_000),)
+    assert epsilon_of(million, 9e-10) == float("inf")
+    assert epsilon_of(million, 1e-7) < 10
 
 
 # Rule 8: the key.
@@ -283,6 +382,19 @@ def test_substreams_differ_by_every_part_of_their_name_and_by_key() -> None:
     draws += [KEY.substream("batch").integers(2**63), PrivateKey.fixed("cd" * 32).substream("draws").integers(2**63)]
     assert len(set(draws)) == len(draws)
     assert KEY.substream("draws").integers(2**63) == draws[0]
+
+
+def test_new_attempt_draws_everything_afresh(tmp_path: Path) -> None:
+    config = tiny_config(batch_size=40)
+    plan, zero = plan_with(config), {"a": torch.zeros(100)}
+    half = plan_with(config, batch_size=20)
+    assert not np.array_equal(half.draw_batch(KEY, 0, 0, 100), half.draw_batch(KEY, 1, 0, 100))
+    assert not torch.equal(plan.privatise(zero, KEY, 0, 0)["a"], plan.privatise(zero, KEY, 1, 0)["a"])
+    step = step_of(tmp_path, config, plan_with(config, noise_multiplier=0.0), dataset(10))
+    first = gradients(step)
+    step.journal.open_attempt("another computation", 0)
+    again = gradients(step)
+    assert not torch.equal(first["backbone.stem.weight"], again["backbone.stem.weight"])  # other sigma and noise
 
 
 def test_fresh_keys_are_never_shared_and_never_shown() -> None:
@@ -305,6 +417,15 @@ def test_key_file_is_secret_and_destroyed(tmp_path: Path) -> None:
     destroy(path)
     assert not path.exists()
     destroy(path)
+
+
+def test_destroyed_key_is_overwritten_first(tmp_path: Path) -> None:
+    path, other_name = tmp_path / "key", tmp_path / "the same file"
+    key = PrivateKey.fresh()
+    key.save(path)
+    os.link(path, other_name)
+    destroy(path)
+    assert set(other_name.read_bytes()) == {0}
 
 
 # Rule 7: nothing unpaid leaves.

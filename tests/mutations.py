@@ -1,0 +1,420 @@
+"""Deliberate breaks of the guarantee, as data: each must turn one of its tests red.
+
+`tests/mutate.py` (make test-mutations) patches them one at a time into a copy of the code and runs the tests; `test_mutations.py`
+keeps the list from rotting. Add one for every rule that a new mechanism has to keep to.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One break: in `file`, `before` (which occurs once) becomes `after`, and at least one of `tests` (FILE::FUNCTION in tests/) fails.
+
+    `rule` is the rule that it breaks, numbered as in the headings of test_privacy_rules.py.
+    """
+
+    name: str
+    rule: int
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+def _rules(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_privacy_rules.py::test_{name}" for name in names)
+
+
+def _plan(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_plan.py::test_{name}" for name in names)
+
+
+def _gradients(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_per_example.py::test_{name}" for name in names)
+
+
+def _secure(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_secure_noise.py::test_{name}" for name in names)
+
+
+STEP = "dpsyngen/privacy/private_step.py"
+GRADIENTS = "dpsyngen/privacy/per_example.py"
+PLAN = "dpsyngen/privacy/plan.py"
+RANDOMNESS = "dpsyngen/privacy/randomness.py"
+MEANS = "dpsyngen/privacy/class_means.py"
+JOURNAL = "dpsyngen/privacy/journal.py"
+LEDGER = "dpsyngen/privacy/ledger.py"
+ACCOUNTING = "dpsyngen/privacy/accounting.py"
+REPORT = "dpsyngen/privacy/report.py"
+SAFETY = "dpsyngen/networks/safety.py"
+
+ONE_IMAGE = _rules("removing_an_image_moves_the_sum_by_at_most_c")
+AT_MOST_C = _rules("contribution_is_at_most_c_for_any_magnitude", "contribution_is_at_most_c_where_float32_sums_go_wrong")
+BRUTE_FORCE = _rules("private_step_is_what_a_loop_over_images_computes")
+NOISE = _rules("noise_is_added_once_with_deviation_sigma_c_and_divided_by_the_expected_size")
+EMPTY = _rules("empty_batch_is_a_step_of_pure_noise")
+PRICE = _rules("price_of_full_batches_and_class_means_is_the_closed_form")
+NOISY_COUNTS = _rules("class_means_noise_reaches_the_counts")
+
+MUTATIONS = (
+    # Rule 2: Poisson batches, empty ones included.
+    Mutation(
+        "shuffled batches of a fixed size", 2, RANDOMNESS,
+        "    drawn: list[np.ndarray] = []\n",
+        "    return np.sort(rng.choice(population, round(population * probability), replace=False))\n    drawn: list[np.ndarray] = []\n",
+        _rules("poisson_inclusion_is_independent_with_probability_q"),
+    ),
+    Mutation(
+        "empty batch skipped", 2, STEP,
+        "        total = {name: torch.zeros_like",
+        "        if len(batch) == 0:\n            return {}\n        total = {name: torch.zeros_like",
+        EMPTY,
+    ),
+    Mutation(
+        "sampling rate from the true size", 2, PLAN,
+        "key.substream(\"batch\", attempt=attempt, step=step), population, self.sampling_rate)",
+        "key.substream(\"batch\", attempt=attempt, step=step), population, min(1.0, self.batch_size / max(1, population)))",
+        _rules("batch_is_drawn_at_the_declared_rate_whatever_the_size"),
+    ),
+    # Rule 3: the contribution of one image.
+    Mutation(
+        "clip before averaging over K", 3, STEP,
+        "with recording(self.denoiser, len(rows), copies) as record:",
+        "with recording(self.denoiser, len(rows) * copies, 1) as record:\n"
+        "            record.clipped_sum = lambda c: PerExampleGradients.clipped_sum(record, c / copies)",
+        BRUTE_FORCE,
+    ),
+    Mutation(
+        "K rows counted as examples", 3, STEP,
+        "recording(self.denoiser, len(rows), copies)",
+        "recording(self.denoiser, len(rows) * copies, 1)",
+        ONE_IMAGE,
+    ),
+    Mutation(
+        "rows of one image spread over the batch", 3, STEP,
+        "labels.repeat_interleave(self",
+        "labels.repeat(self",
+        BRUTE_FORCE,
+    ),
+    Mutation(
+        "mean instead of sum over examples", 3, STEP,
+        "losses.sum().backward()",
+        "losses.mean().backward()",
+        BRUTE_FORCE,
+    ),
+    Mutation(
+        "clipped above C", 3, GRADIENTS,
+        "clipping_norm * (1 - MARGIN)",
+        "clipping_norm * (1 + MARGIN)",
+        AT_MOST_C,
+    ),
+    Mutation(
+        "not clipped", 3, GRADIENTS,
+        "max=1.0), 0.0)",
+        "min=1.0), 0.0)",
+        AT_MOST_C + ONE_IMAGE,
+    ),
+    Mutation(
+        "each parameter clipped apart", 3, GRADIENTS,
+        "        norms = self.norms()\n",
+        "        if len(self.gradients) > 1:\n"
+        "            apart = {name: PerExampleGradients(self.examples) for name in self.gradients}\n"
+        "            for name, one in apart.items():\n"
+        "                one.add(name, self.gradients[name])\n"
+        "            return {name: one.clipped_sum(clipping_norm)[name] for name, one in apart.items()}\n"
+        "        norms = self.norms()\n",
+        AT_MOST_C + ONE_IMAGE,
+    ),
+    Mutation(
+        "float32 norm", 3, GRADIENTS,
+        "_row_norms(_in_memory_order(gradient)[0].flatten(start_dim=1))",
+        "torch.linalg.vector_norm(_in_memory_order(gradient)[0].flatten(start_dim=1).float(), dim=1).double()",
+        AT_MOST_C,
+    ),
+    Mutation(
+        "bf16 norm without its margin", 3, GRADIENTS,
+        "norms * (1 + 2**-8) if",
+        "norms if",
+        _rules("contribution_is_at_most_c_in_bf16_whatever_the_norm_is_rounded_to"),
+    ),
+    Mutation(
+        "outer products measured one by one", 3, GRADIENTS,
+        "inner.sum(dim=(1, 2))",
+        "inner.diagonal(dim1=1, dim2=2).sum(dim=1)",
+        _rules("outer_products_are_clipped_like_their_matrices"),
+    ),
+    Mutation(
+        "outer products not clipped", 3, GRADIENTS,
+        "gradient.weighted_sum(weights)",
+        "gradient.weighted_sum(torch.ones_like(weights))",
+        _rules("outer_products_are_clipped_like_their_matrices"),
+    ),
+    Mutation(
+        "rounding of cancelling outer products forgotten", 3, GRADIENTS,
+        " + 2**-20 * terms",
+        "",
+        _rules("contribution_is_at_most_c_where_outer_products_cancel"),
+    ),
+    Mutation(
+        "non-finite outer product let through", 3, GRADIENTS,
+        "if keep is not None:",
+        "if False:",
+        _rules("non_finite_outer_product_counts_as_zero"),
+    ),
+    Mutation(
+        "non-finite let through", 3, GRADIENTS,
+        "finite = torch.isfinite(norms)",
+        "finite = torch.ones_like(norms, dtype=torch.bool)",
+        _rules("non_finite_contribution_counts_as_zero"),
+    ),
+    Mutation(
+        "rows not checked", 3, GRADIENTS,
+        "if seen != expected or len(output) != expected:",
+        "if False:",
+        _gradients("layer_on_something_shared_by_the_batch_is_refused"),
+    ),
+    Mutation(
+        "bf16 accumulation of the clipped sum", 3, STEP,
+        "total[name] += gradient",
+        "total[name] = (total[name].bfloat16() + gradient.bfloat16()).float()",
+        ONE_IMAGE + BRUTE_FORCE,
+    ),
+    # Rule 4: noise once, fixed divisor.
+    Mutation(
+        "noise without C", 4, PLAN,
+        "scale = self.noise_multiplier * self.clipping_norm",
+        "scale = self.noise_multiplier",
+        NOISE,
+    ),
+    Mutation(
+        "noise halved", 4, PLAN,
+        "scale = self.noise_multiplier * self.clipping_norm",
+        "scale = 0.5 * self.noise_multiplier * self.clipping_norm",
+        NOISE,
+    ),
+    Mutation(
+        "noise scaled by the drawn batch size", 4, STEP,
+        "gradient = self.plan.privatise(total,",
+        'drawn = self.plan.noise_multiplier * len(batch) / self.plan.batch_size\n'
+        '        gradient = type(self.plan)(**{**vars(self.plan), "noise_multiplier": drawn}).privatise(total,',
+        EMPTY,
+    ),
+    Mutation(
+        "noise per process", 4, STEP,
+        "total = self.compute.sum_over_processes(total)",
+        "total = {n: t + torch.randn_like(t) * self.plan.noise_multiplier for n, t in self.compute.sum_over_processes(total).items()}",
+        EMPTY + _rules("processes_share_one_batch_and_one_noise"),
+    ),
+    Mutation(
+        "one noise for every parameter", 4, PLAN,
+        "        for name in sorted(total):\n",
+        '        for name in sorted(total):\n            rng = key.substream("gradient_noise", attempt=attempt, step=step)\n',
+        _rules("noise_is_independent_between_parameters_and_steps"),
+    ),
+    Mutation(
+        "divided by the drawn size", 4, STEP,
+        "gradient = self.plan.privatise(total,",
+        "total = {n: t * self.plan.batch_size / max(1, len(batch)) for n, t in total.items()}\n        gradient = self.plan.privatise(total,",
+        _rules("divisor_is_fixed_whatever_was_drawn"),
+    ),
+    # Rules 3, 4 and 8 under privacy.secure_noise.
+    Mutation(
+        "secure sums rounded up", 3, GRADIENTS,
+        "block.trunc_()",
+        "block.round_()",
+        _secure("truncation_is_toward_zero", "truncated_contribution_is_at_most_c_for_any_magnitude"),
+    ),
+    Mutation(
+        "padding of secure chunks counted", 3, GRADIENTS,
+        "device=scale.device) < examples",
+        "device=scale.device) >= 0",
+        _secure("non_finite_and_padding_count_as_zero"),
+    ),
+    Mutation(
+        "secure noise halved", 4, PLAN,
+        "Grid.of(self.noise_multiplier,",
+        "Grid.of(0.5 * self.noise_multiplier,",
+        _secure("noise_has_its_deviation_and_the_divisor_is_fixed"),
+    ),
+    Mutation(
+        "secure noise rounded carelessly", 4, "dpsyngen/privacy/secure_noise.py",
+        "<= 0.5 - slack * 2.0**exponent",
+        "<= 0.5",
+        _secure("rounded_gaussian_is_exact_on_chosen_bits"),
+    ),
+    Mutation(
+        "secure stream ignores the step", 8, RANDOMNESS,
+        '{step}/{chunk}".encode()\n        return SecureStream',
+        '{chunk}".encode()\n        return SecureStream',
+        _secure("secure_streams_differ_by_every_part_of_their_name_and_extend_on_the_side"),
+    ),
+    # Rule 5: DP class means, in one plan with DP-SGD.
+    Mutation(
+        "class means divided by exact counts", 5, MEANS,
+        ", self._noisy(counts, rng, grid)\n",
+        ", counts\n",
+        NOISY_COUNTS,
+    ),
+    Mutation(
+        "class means of exact sums", 5, MEANS,
+        "= self._noisy(sums, rng, grid),",
+        "= sums,",
+        _rules("class_means_noise_reaches_the_sums"),
+    ),
+    Mutation(
+        "class means contribution unclipped", 5, MEANS,
+        "np.maximum(norms, self.radius)",
+        "self.radius",
+        _rules("class_means_contribution_has_norm_at_most_one"),
+    ),
+    Mutation(
+        "class means without a floor", 5, MEANS,
+        "np.maximum(counts / self.count_weight, self.count_floor)",
+        "counts / self.count_weight",
+        _rules("class_means_divide_by_noisy_counts_and_floor_them"),
+    ),
+    Mutation(
+        "class means not paid for", 5, PLAN,
+        "        if self.class_means is None:\n            return (sgd,)\n",
+        "        if True:\n            return (sgd,)\n",
+        PRICE + _plan("class_means_are_in_the_price"),
+    ),
+    Mutation(
+        "plan changed after pricing", 5, PLAN,
+        "@dataclass(frozen=True)\n",
+        "@dataclass(unsafe_hash=True)\n",
+        _plan("plan_is_frozen"),
+    ),
+    # Rule 6: accounting.
+    Mutation(
+        "half the steps paid for", 6, PLAN,
+        "SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps,",
+        "SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps // 2,",
+        PRICE,
+    ),
+    Mutation(
+        "wrong sampling rate paid for", 6, ACCOUNTING,
+        "PoissonSampledDpEvent(self.sampling_rate,",
+        "PoissonSampledDpEvent(0.9 * self.sampling_rate,",
+        _plan("prv_accountant_agrees"),
+    ),
+    Mutation(
+        "noise below the target", 6, ACCOUNTING,
+        "    return high\n",
+        "    return low\n",
+        _plan("smallest_noise_never_exceeds_the_target"),
+    ),
+    Mutation(
+        "epsilon above the target accepted", 6, ACCOUNTING,
+        "<= spent <= target:",
+        "<= spent <= 1.01 * target:",
+        _plan("smallest_noise_never_exceeds_the_target", "calibration_comes_within_half_a_percent_and_never_above"),
+    ),
+    Mutation(
+        "rounding errors not paid for", 6, ACCOUNTING,
+        "delta - ROUNDING * compositions",
+        "delta",
+        _rules("claim_is_void_where_rounding_errors_could_be_all_of_delta"),
+    ),
+    # Rule 7: nothing unpaid leaves.
+    Mutation(
+        "private loss always logged", 7, STEP,
+        "if self.config.tracking.log_private_diagnostics_without_dp:",
+        "if True:",
+        _rules("private_step_returns_nothing_unless_asked"),
+    ),
+    # Rule 8: the key.
+    Mutation(
+        "key shared by two runs", 8, RANDOMNESS,
+        "return cls(secrets.token_bytes(32))",
+        "return cls(bytes(32))",
+        _rules("fresh_keys_are_never_shared_and_never_shown"),
+    ),
+    Mutation(
+        "key readable by others", 8, RANDOMNESS,
+        "os.O_EXCL, 0o600)",
+        "os.O_EXCL, 0o644)",
+        _rules("key_file_is_secret_and_destroyed"),
+    ),
+    Mutation(
+        "key not destroyed", 8, RANDOMNESS,
+        "            os.fsync(file.fileno())\n        path.unlink()\n",
+        "            os.fsync(file.fileno())\n",
+        _rules("key_file_is_secret_and_destroyed"),
+    ),
+    Mutation(
+        "key not overwritten", 8, RANDOMNESS,
+        "file.write(bytes(path.stat().st_size))",
+        "file.write(b'')",
+        _rules("destroyed_key_is_overwritten_first"),
+    ),
+    Mutation(
+        "substream ignores the step", 8, RANDOMNESS,
+        '{step}/{chunk}".encode()\n        derived',
+        '{chunk}".encode()\n        derived',
+        _rules("substreams_differ_by_every_part_of_their_name_and_by_key"),
+    ),
+    Mutation(
+        "draws of a new attempt repeated", 8, PLAN,
+        'stream("draws", attempt=attempt,',
+        'stream("draws",',
+        _rules("new_attempt_draws_everything_afresh"),
+    ),
+    Mutation(
+        "noise of a new attempt repeated", 8, PLAN,
+        'key.substream("gradient_noise", attempt=attempt,',
+        'key.substream("gradient_noise",',
+        _rules("new_attempt_draws_everything_afresh"),
+    ),
+    Mutation(
+        "batch of a new attempt repeated", 8, PLAN,
+        'key.substream("batch", attempt=attempt,',
+        'key.substream("batch",',
+        _rules("new_attempt_draws_everything_afresh"),
+    ),
+    # Rule 9: the journal.
+    Mutation(
+        "journal after the step", 9, STEP,
+        "        self.journal.begin(step)\n        batch",
+        "        batch",
+        _rules("step_is_journalled_before_it_is_computed"),
+    ),
+    Mutation(
+        "replay free in any case", 9, JOURNAL,
+        "if self.fingerprint != fingerprint or reached < self.start:",
+        "if self.attempt < 0:",
+        _rules("replay_is_free_only_with_the_same_fingerprint"),
+    ),
+    Mutation(
+        "attempt reused on older weights", 9, JOURNAL,
+        "if self.fingerprint != fingerprint or reached < self.start:",
+        "if self.fingerprint != fingerprint:",
+        _rules("attempt_never_replays_on_weights_from_before_its_start"),
+    ),
+    Mutation(
+        "lost journal accepted", 9, LEDGER,
+        "if plan is not None and (reached > spending.steps",
+        "if False and (reached > spending.steps",
+        _rules("weights_that_spent_what_no_journal_records_are_refused"),
+    ),
+    Mutation(
+        "steps in vain not charged", 9, LEDGER,
+        "affordable - spending.steps",
+        "planned - reached - self.journal.begun_since(reached)",
+        _rules("steps_spent_in_vain_shorten_the_run_and_the_budget_ends_it"),
+    ),
+    # Rule 10: no layer mixes examples.
+    Mutation(
+        "BatchNorm accepted", 10, SAFETY,
+        'if isinstance(layer, _MIXING) or getattr(layer, "track_running_stats", False):',
+        "if False:",
+        _rules("mixing_layers_are_refused"),
+    ),
+    Mutation(
+        "no probe for mixing", 10, SAFETY,
+        "if not torch.allclose(",
+        "if False and not torch.allclose(",
+        _rules("mixing_layers_are_refused"),
+    ),
+)  # fmt: skip
