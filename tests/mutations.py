@@ -40,6 +40,7 @@ def _secure(*names: str) -> tuple[str, ...]:
 
 STEP = "dpsyngen/privacy/private_step.py"
 GRADIENTS = "dpsyngen/privacy/per_example.py"
+LAYERS = "dpsyngen/privacy/layer_gradients.py"
 PLAN = "dpsyngen/privacy/plan.py"
 RANDOMNESS = "dpsyngen/privacy/randomness.py"
 MEANS = "dpsyngen/privacy/class_means.py"
@@ -139,7 +140,7 @@ MUTATIONS = (
         _rules("contribution_is_at_most_c_in_bf16_whatever_the_norm_is_rounded_to"),
     ),
     Mutation(
-        "outer products measured one by one", 3, GRADIENTS,
+        "outer products measured one by one", 3, LAYERS,
         "inner.sum(dim=(1, 2))",
         "inner.diagonal(dim1=1, dim2=2).sum(dim=1)",
         _rules("outer_products_are_clipped_like_their_matrices"),
@@ -151,7 +152,7 @@ MUTATIONS = (
         _rules("outer_products_are_clipped_like_their_matrices"),
     ),
     Mutation(
-        "rounding of cancelling outer products forgotten", 3, GRADIENTS,
+        "rounding of cancelling outer products forgotten", 3, LAYERS,
         " + 2**-20 * terms",
         "",
         _rules("contribution_is_at_most_c_where_outer_products_cancel"),
@@ -195,9 +196,9 @@ MUTATIONS = (
     ),
     Mutation(
         "noise scaled by the drawn batch size", 4, STEP,
-        "gradient = self.plan.privatise(total,",
+        "noisy = self.plan.privatise(total,",
         'drawn = self.plan.noise_multiplier * len(batch) / self.plan.batch_size\n'
-        '        gradient = type(self.plan)(**{**vars(self.plan), "noise_multiplier": drawn}).privatise(total,',
+        '        noisy = type(self.plan)(**{**vars(self.plan), "noise_multiplier": drawn}).privatise(total,',
         EMPTY,
     ),
     Mutation(
@@ -214,8 +215,8 @@ MUTATIONS = (
     ),
     Mutation(
         "divided by the drawn size", 4, STEP,
-        "gradient = self.plan.privatise(total,",
-        "total = {n: t * self.plan.batch_size / max(1, len(batch)) for n, t in total.items()}\n        gradient = self.plan.privatise(total,",
+        "noisy = self.plan.privatise(total,",
+        "total = {n: t * self.plan.batch_size / max(1, len(batch)) for n, t in total.items()}\n        noisy = self.plan.privatise(total,",
         _rules("divisor_is_fixed_whatever_was_drawn"),
     ),
     # Rules 3, 4 and 8 under privacy.secure_noise.
