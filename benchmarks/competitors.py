@@ -132,22 +132,16 @@ class OursWithNoise(Ours):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        setting = "secure_noise"
-        known = setting in PrivacyConfig.__dataclass_fields__
-        if self.secure and not known:
-            raise InputError(f"this version has no privacy.{setting}")
-        options: dict[str, Any] = {setting: self.secure} if known else {}
         config = RunConfig(
             stages=StagesConfig(variant="dpdm"),
             hints=HintsConfig(kind="none"),
             private=PrivateConfig(batch_size=problem.examples, noise_multiplicity=problem.copies, steps=1, epochs=None),
-            privacy=PrivacyConfig(clipping_norm=problem.clipping_norm, **options),
+            privacy=PrivacyConfig(clipping_norm=problem.clipping_norm, secure_noise=self.secure),
         )
         self.plan, self.key = PrivacyPlan.calibrate(config, expected_size=60_000), PrivateKey.fresh()
-        self.unpadded = (problem.examples,) if known else ()  # what secure noise must know beside the gradients
 
     def clipped_sum(self, gradients: PerExampleGradients) -> Gradient:
-        return self.plan.privatise(self.plan.clip_and_sum(gradients, *self.unpadded), self.key, attempt=0, step=0)
+        return self.plan.privatise(self.plan.clip_and_sum(gradients, self.problem.examples), self.key, attempt=0, step=0)
 
 
 class OursWithSecureNoise(OursWithNoise):

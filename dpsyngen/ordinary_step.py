@@ -63,7 +63,7 @@ class OrdinaryStep:
         loss = torch.zeros(1, device=self.compute.device)
         for positions in self.compute.deal(np.arange(self.phase.batch_size), self.config.compute):
             loss += self._chunks(step, positions)
-        reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[dict-item]
+        reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[arg-type]
         for name, parameter in parameters.items():
             parameter.grad = reduced[name]
         shown = self.public or self.config.tracking.log_private_diagnostics_without_dp
@@ -81,10 +81,10 @@ class OrdinaryStep:
             for index, part in enumerate(self._rows(step, chunk, len(rows))):
                 if part is not None:
                     parts[index].append(part)
-        for (_, denoiser), part in zip(self.experts, parts, strict=True):
-            if not part:
+        for (_, denoiser), shares in zip(self.experts, parts, strict=True):
+            if not shares:
                 continue
-            images, draws, hints = zip(*part, strict=True)
+            images, draws, hints = zip(*shares, strict=True)
             x, hint = self._copied(images), None if hints[0] is None else self._copied(hints)
             with self.compute.autocast():
                 loss = denoising_loss(denoiser, x, Draws.cat(draws).to(self.compute.device), hint).sum() / (copies * self.phase.batch_size)

@@ -6,6 +6,7 @@ that was fastest for the sizes at hand; `python benchmarks/private_step.py --lay
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dpsyngen.errors import InputError
 
-# Patch elements that are gathered and multiplied at a time on a CPU, so that they needn't come back from memory.
+# Patch elements that are gathered and multiplied at a time on a CPU; 64 times as many elsewhere.
 _CACHED_PATCHES = 2**23
 
 # Convolutions on a CPU whose maps are large enough per example: the library's dense kernel, called once per example, beats a batched
@@ -62,7 +63,7 @@ class OuterProducts:
 
 # A rule maps (layer, input rows, gradient of the output rows, B) to {parameter name: per-example gradients [B, *shape]}.
 Gradients = Tensor | OuterProducts
-Rule = Callable[[nn.Module, Tensor, Tensor, int], Mapping[str, Gradients]]
+Rule = Callable[[Any, Tensor, Tensor, int], Mapping[str, Gradients]]
 
 
 def _linear(layer: nn.Linear, x: Tensor, g: Tensor, examples: int) -> dict[str, Gradients]:
@@ -81,7 +82,9 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> dict[str, 
         and positions * layer.weight[0].numel() >= _PATCH_ELEMENTS_FOR_A_KERNEL_CALL
     )
     small = g.dtype == torch.bfloat16 and positions <= _POSITIONS_FOR_LINES and layer.stride == (1, 1) and layer.groups == 1
-    weight = _conv2d_by_patches if g.is_cuda else _conv2d_by_kernel if large else _conv2d_by_lines if small else _conv2d_by_patches
+    weight = _conv2d_by_patches
+    if g.device.type == "cpu" and (large or small):
+        weight = _conv2d_by_kernel if large else _conv2d_by_lines
     return {"weight": weight(layer, x, g, examples), "bias": _sum_per_channel(g, examples)}
 
 
@@ -102,7 +105,7 @@ def _conv2d_by_kernel(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> 
 
 def _conv2d_by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> Tensor:
     """Batched products over patches, gathered channels last: a kernel's row of them lies in one piece, so the copy runs at memory speed."""
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, layer.padding
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel_size, layer.stride, layer.dilation, cast(tuple[int, int], layer.padding)
     rows, channels_out, height, width = g.shape
     groups, channels_in = layer.groups, layer.in_channels // layer.groups
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
@@ -111,7 +114,7 @@ def _conv2d_by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) ->
     patches = padded.as_strided(shape, (image, sh * line, sw * pixel, channels_in, dh * line, dw * pixel, 1)).unflatten(0, (examples, -1))
     g_flat = g.permute(0, 2, 3, 1).reshape(examples, -1, groups, channels_out // groups).permute(0, 2, 3, 1)
     products = torch.empty(examples, groups, channels_out // groups, kh * kw * channels_in, dtype=x.dtype, device=x.device)
-    together = max(1, _CACHED_PATCHES * (64 if g.is_cuda else 1) // patches[0].numel())
+    together = max(1, _CACHED_PATCHES * (1 if g.device.type == "cpu" else 64) // patches[0].numel())
     for start in range(0, examples, together):
         block = slice(start, start + together)
         gathered = patches[block].reshape(-1, g_flat.shape[3], groups, kh * kw * channels_in).transpose(1, 2)
@@ -125,7 +128,7 @@ def _conv2d_by_lines(layer: nn.Conv2d, x: Tensor, g: Tensor, examples: int) -> T
     With the gradient laid out on the padded map, zero outside, an entry of the kernel sees all positions of a channel as one line of
     the padded input, so lines are copied whole; and bf16 products run twice as fast with positions last.
     """
-    (kh, kw), (dh, dw), (ph, pw) = layer.kernel_size, layer.dilation, layer.padding
+    (kh, kw), (dh, dw), (ph, pw) = layer.kernel_size, layer.dilation, cast(tuple[int, int], layer.padding)
     rows, channels_in, height, width = x.shape
     height, width, copies = height + 2 * ph, width + 2 * pw, rows // examples
     length = copies * height * width
@@ -170,4 +173,4 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
-}  # type: ignore[assignment]
+}

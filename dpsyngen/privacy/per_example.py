@@ -122,7 +122,7 @@ def _truncated_sum(gradient: Gradients, factors: Tensor, keep: Tensor | None) ->
     Products are formed in float32; matrices from outer products, whose terms may cancel, in float64.
     """
     if isinstance(gradient, OuterProducts):
-        rows, shape = gradient.left.shape[0], (gradient.left.shape[2], gradient.right.shape[2])
+        rows, shape = gradient.left.shape[0], torch.Size((gradient.left.shape[2], gradient.right.shape[2]))
         back: tuple[int, ...] = (0, 1)
     else:
         gradient, back = _in_memory_order(gradient)
@@ -162,7 +162,7 @@ def _row_norms(flat: Tensor) -> Tensor:
 
 def _in_memory_order(gradient: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """[B, ...] with the later axes sorted as they lie in memory, so that flattening copies nothing, and how to sort them back."""
-    order = sorted(range(1, gradient.dim()), key=lambda axis: -gradient.stride(axis))
+    order = sorted(range(1, gradient.dim()), key=gradient.stride, reverse=True)
     return gradient.permute(0, *order), tuple(order.index(axis) for axis in range(1, gradient.dim()))
 
 
