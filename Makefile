@@ -1,7 +1,7 @@
 # make demo    train on MNIST under DP, sample, evaluate, and say what it came to; minutes on a laptop
 # make test    everything that CI checks: lint, import layers, tests
 # make lint    ruff and the import layers          make types   mypy
-# make test-mutations   break the guarantee on purpose, in a copy, and see a test turn red each time; 5 minutes
+# make test-mutations   break the guarantee on purpose, in a copy, and see a test turn red each time; 6 minutes
 # make test-audit       20,000 runs of the private step with and without one image: what they prove about epsilon; 5 minutes
 #                       both take ONLY=REGEX for some rows alone, e.g. make test-mutations ONLY=clip
 # make clean   remove the environment and caches, never runs/

@@ -24,6 +24,9 @@ COPIED = ("dpsyngen", "synthetic_generators", "tests", "configs", "pyproject.tom
 TIME_LIMIT = 300
 """Seconds for one break's tests; a test run that hangs has not caught anything."""
 
+CRASHES = ("NameError", "AttributeError", "TypeError", "ImportError", "ModuleNotFoundError")
+"""Errors that tell of a patch that no longer fits the code around it, not of a test that noticed."""
+
 
 def copy_code(directory: Path) -> Path:
     """A copy of what the tests need, to be patched; the working tree stays as it is."""
@@ -65,6 +68,8 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         return -1, f"still running after {TIME_LIMIT} s"
     failed = re.search(r"^FAILED .+?::(.+?)(?: - (\w+)|$)", result.stdout, re.MULTILINE)
+    if failed and failed[2] in CRASHES:
+        return -1, f"the patch crashes in {failed[1]} ({failed[2]})"
     if result.returncode == 1 and failed is None:
         return -1, "an error outside the tests: " + result.stdout[-200:]
     return result.returncode, f"{failed[1]} ({failed[2]})" if failed else (result.stdout + result.stderr).strip()[-300:]

@@ -118,13 +118,13 @@ MUTATIONS = (
     ),
     Mutation(
         "each parameter clipped apart", 3, GRADIENTS,
-        "        norms = self.norms()\n",
+        "        scale, finite = self._scale(clipping_norm)\n        keep = None",
         "        if len(self.gradients) > 1:\n"
         "            apart = {name: PerExampleGradients(self.examples) for name in self.gradients}\n"
         "            for name, one in apart.items():\n"
         "                one.add(name, self.gradients[name])\n"
         "            return {name: one.clipped_sum(clipping_norm)[name] for name, one in apart.items()}\n"
-        "        norms = self.norms()\n",
+        "        scale, finite = self._scale(clipping_norm)\n        keep = None",
         AT_MOST_C + ONE_IMAGE,
     ),
     Mutation(

@@ -41,15 +41,16 @@ def test_patch_is_taken_back_and_refused_where_its_text_is_not_found(tmp_path: P
 
 
 def test_only_a_red_test_counts_as_caught(tmp_path: Path) -> None:
-    """A green test, no test of that name, a file that can't be imported and a fixture that fails have caught nothing."""
+    """A green test, no test of that name, a file that can't be imported, a fixture that fails and code that crashes have caught nothing."""
     (tmp_path / "tests").mkdir()
     for name, text in {
         "red": "def test_it():\n    assert 1 == 2",
         "green": "def test_it():\n    pass",
         "unimportable": "import nothing_of_that_name\ndef test_it():\n    pass",
+        "crashing": "def test_it():\n    nothing_of_that_name",
         "fixture": "import pytest\n@pytest.fixture\ndef broken():\n    assert False\ndef test_it(broken):\n    pass",
     }.items():
         (tmp_path / "tests" / f"test_{name}.py").write_text(text)
     assert run_tests(tmp_path, ["test_red.py::test_it"]) == (1, "test_it (assert)")
-    for nothing in ("test_green.py::test_it", "test_green.py::test_other", "test_unimportable.py::test_it", "test_fixture.py::test_it"):
-        assert run_tests(tmp_path, [nothing])[0] != 1
+    for nothing in ("green.py::test_it", "green.py::test_other", "unimportable.py::test_it", "crashing.py::test_it", "fixture.py::test_it"):
+        assert run_tests(tmp_path, [f"test_{nothing}"])[0] != 1
