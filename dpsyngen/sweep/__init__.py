@@ -1,0 +1,1 @@
+"""Grids of runs, their table and their plots: python -m dpsyngen.sweep."""

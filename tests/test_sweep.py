@@ -1,0 +1,152 @@
+"""python -m dpsyngen.sweep: a grid of runs launched as a user would, killed, resumed, with a cell that fails; and what it refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import ENVIRONMENT, TINY, files, private_images, refusal, small
+
+from dpsyngen.errors import InputError
+from dpsyngen.run_directory import RunDirectory
+from dpsyngen.sweep import cells as running_cells
+from dpsyngen.sweep.__main__ import main
+from dpsyngen.sweep.cells import Job, environments, locked
+from dpsyngen.sweep.grid import Axis, build_cells
+from dpsyngen.sweep.table import write_table
+
+GRID = ["--grid", "privacy.epsilon=1,10", "--grid", "stages.tau1=-4,-3"]
+NAMES = [f"privacy.epsilon={epsilon}.0,stages.tau1={tau}.0" for epsilon in (1, 10) for tau in (-4, -3)]
+
+
+def arguments(path: Path) -> list[str]:
+    images, tests = private_images(path / "images.npz"), private_images(path / "tests.npz", seed=1)
+    quick = ["--stages.variant=dpdm", "--hints.kind=none", "--private.batch_size=200", f"--data.test_path={tests}"]
+    return [str(argument) for argument in [*small(images, *quick), *GRID, "--to", path / "sweep"]]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dpsyngen.sweep", *arguments]
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_sweep_goes_on_past_a_failing_cell_to_the_end(tmp_path):
+    given, sweep = arguments(tmp_path), tmp_path / "sweep"
+    with subprocess.Popen(command(*given), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (sweep / NAMES[1] / "privacy.json").exists():
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -9
+    first = files(sweep / NAMES[0])
+    assert [row["status"] for row in table(sweep)] == ["finished", *["unfinished"] * 3]
+    (sweep / NAMES[2]).mkdir(exist_ok=True)
+    (sweep / NAMES[2] / "model").touch()  # where training wants a directory
+
+    resumed = launch(*given)
+    assert resumed.returncode == 1
+    complaint = f"{sweep / NAMES[2]}: failed: train.py: {sweep / NAMES[2]}/model: expected a place that can be written (File exists)\n"
+    assert resumed.stderr == complaint
+    assert "3 of 4 cells are finished" in resumed.stdout and "choosing a setting by private results costs privacy" in resumed.stdout
+    assert files(sweep / NAMES[0]) == first
+    rows = table(sweep)
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed", "finished"]
+    assert [(row["privacy.epsilon"], row["stages.tau1"]) for row in rows] == [("1.0", "-4.0"), ("1.0", "-3.0"), ("10.0", "-4.0"), ("10.0", "-3.0")]
+    assert rows[2]["failure"] in complaint and rows[2]["epsilon"] == rows[2]["cas_logistic_regression"] == ""
+    for name, row in zip(NAMES, rows, strict=True):
+        if row["status"] == "finished":
+            report = json.loads((sweep / name / "privacy.json").read_text())
+            assert (float(row["epsilon"]), report["steps_begun"]) == (report["epsilon"], 3)  # a killed run replays what it had begun
+            evaluation = json.loads((sweep / name / "evaluation.json").read_text())
+            assert float(row["cas_logistic_regression"]) == evaluation["metrics"]["cas_logistic_regression"]["value"]
+    written = (sweep / "table.md").read_text()
+    assert "Choosing a setting by private results costs privacy" in written and "computed against private images" in written
+    assert {path.name for path in (sweep / "plots").iterdir()} == {"cas_logistic_regression.png"}
+
+    (sweep / NAMES[2] / "model").unlink()
+    finished = launch(*given)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert {row["status"] for row in table(sweep)} == {"finished"} and {row["failure"] for row in table(sweep)} == {""}
+    assert files(sweep / NAMES[0]) == first
+    weights = [(sweep / name / "model").rglob("*.safetensors") for name in NAMES]
+    assert len({next(found).read_bytes() for found in weights}) == 4
+
+
+@pytest.mark.parametrize(
+    ("grid", "complaint"),
+    [
+        ([], "--grid: expected at least one field"),
+        (["privacy.epsilonn=1"], "--privacy.epsilonn: expected the name of a field"),
+        (["privacy.epsilon=1,ten"], "--privacy.epsilon: expected a number, got 'ten'"),
+        (["private.steps=1.5"], "--private.steps: expected an integer or null, got 1.5"),
+        (["privacy.epsilon="], "--grid privacy.epsilon: expected values"),
+        (["privacy.epsilon=1,,2"], "--grid privacy.epsilon: expected values"),
+        (["privacy.epsilon"], "--grid privacy.epsilon: expected FIELD=VALUE"),
+        (["privacy.epsilon=1", "privacy.epsilon=2"], "--grid privacy.epsilon: expected each field once, got it twice"),
+        (["privacy.epsilon=1,1.0"], "expected each combination once, got a value twice"),
+        (["seed=1,2"], "--grid seed: expected a field that no flag sets as well, got --seed too"),
+        (["name=a,b"], "--grid name: expected a field that decides a result"),
+        (["stages.tau1=-1,3"], "--stages.tau1: expected a finite number below stages.tau2 = 2.0, got 3.0"),
+        (["private.epochs=1,2", "private.steps=1"], "expected either this or private.epochs to be set"),
+        (["synthetic.options={exponent: 2},{exponent: 3}"], "--grid synthetic.options: expected a field, got a group of fields"),
+    ],
+)  # fmt: skip
+def test_bad_grids_are_refused_before_anything_runs(grid, complaint, tmp_path, monkeypatch, capsys):
+    flags = [f"--grid={axis}" for axis in grid]
+    said = refusal(main, monkeypatch, capsys, "--config", TINY, "--seed=3", *flags, "--to", tmp_path / "sweep")
+    assert complaint in said
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_other_refusals(tmp_path, monkeypatch, capsys):
+    given = ["--config", TINY, "--grid=seed=1,2", "--to", tmp_path]
+    for value in ("0", "-1", "two"):
+        assert refusal(main, monkeypatch, capsys, *given, f"--parallel={value}") == f"--parallel: expected an integer > 0, got {value!r}"
+    folder = ["--data.source=folder", f"--data.path={tmp_path}"]
+    assert "data.test_path: expected real images to evaluate against" in refusal(main, monkeypatch, capsys, *given, *folder)
+    with locked(tmp_path), pytest.raises(InputError, match="another sweep is at work"):  # noqa: SIM117 - the order matters
+        with locked(tmp_path):
+            pass
+    [cell, _] = build_cells([TINY], [], [Axis.parse("seed=1,2")])
+    Job(cell.config, RunDirectory(tmp_path / cell.name)).prepare()
+    assert "holds a run with another config (data.held_out 0, not 5)" in refusal(main, monkeypatch, capsys, *given, "--data.held_out=5")
+
+
+def test_cells_are_named_by_their_values_alone():
+    small_grid = build_cells([TINY], [], [Axis.parse("sampling.guidance=1,2")])
+    larger = build_cells([TINY], [], [Axis.parse("sampling.guidance=1,2,3")])
+    assert [cell.name for cell in larger[:2]] == [cell.name for cell in small_grid] == ["sampling.guidance=1.0", "sampling.guidance=2.0"]
+    odd = build_cells([TINY], [], [Axis.parse("evaluation.classifiers=[mlp, cnn],[mlp]"), Axis.parse("synthetic.options.exponent=2,3")])
+    assert [cell.config.evaluation.classifiers for cell in odd] == [("mlp", "cnn")] * 2 + [("mlp",)] * 2
+    assert [cell.config.synthetic.options["exponent"] for cell in odd] == [2, 3, 2, 3]
+    assert len({cell.name for cell in odd}) == 4 and all("/" not in cell.name and " " not in cell.name for cell in odd)
+    long = build_cells([TINY], [], [Axis.parse(f"data.description={'x/' * 300}a,{'x/' * 300}b")])
+    assert len({cell.name for cell in long}) == 2 and max(len(cell.name) for cell in long) < 140
+
+
+def test_children_get_a_device_each_or_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(running_cells, "_cuda_devices", lambda: ["2", "5"])
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(None, "auto")] == ["2", "5"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(3, "cuda")] == ["2", "5", "2"]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert len(environments(None, "cpu")) == len(environments(None, "cuda:1")) == 1
+    assert [place["OMP_NUM_THREADS"] for place in environments(2, "cpu")] == [str(max(1, (os.cpu_count() or 1) // 2))] * 2
+
+
+def test_table_escapes_what_markdown_and_csv_would_misread(tmp_path):
+    row = {"data.description": 'a|b, "c"', "private.steps": None, "run": "x", "status": "failed", "epsilon": 0.123456789, "failure": "no | such"}
+    write_table(tmp_path, [row], "Sweep", ["a note"])
+    assert table(tmp_path)[0] == {"data.description": 'a|b, "c"', "private.steps": "", "run": "x", "status": "failed", "epsilon": "0.123456789",
+                                  "failure": "no | such"}  # fmt: skip
+    assert '| a\\|b, "c" | null | x | failed | 0.1235 | no \\| such |' in (tmp_path / "table.md").read_text()
