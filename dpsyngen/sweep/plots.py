@@ -73,8 +73,8 @@ def _draw_axis(axes: Axes, known: Sequence[Row], metric: str, field: str, others
         groups.setdefault(", ".join(f"{other.rpartition('.')[2]} = {plain(row[other])}" for other in others), []).append(row)
     for name, group in groups.items():
         points = sorted((float(row[field]) if numeric else ticks.index(row[field]), _scaled(metric, row[metric])) for row in group)
-        line = "-" if len(groups) <= _MOST_LINES else ""
-        axes.plot(*zip(*points, strict=True), marker="o", linestyle=line, label=name or None, color=None if line else "#4878a8")
+        line = "-" if numeric and len(groups) <= _MOST_LINES else ""  # nothing lies between two categories
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=line, label=name or None, color=None if len(groups) <= _MOST_LINES else "#4878a8")
     if numeric and ticks[0] > 0 and ticks[-1] >= 10 * ticks[0]:
         axes.set_xscale("log")
     places = [float(value) for value in ticks] if numeric else list(range(len(ticks)))
@@ -92,8 +92,9 @@ def _draw_heat_map(figure: Figure, axes: Axes, known: Sequence[Row], metric: str
     grid = np.full((len(ticks[0]), len(ticks[1])), np.nan)
     for row in known:
         grid[ticks[0].index(row[fields[0]]), ticks[1].index(row[fields[1]])] = _scaled(metric, row[metric])
-    shades = ScalarMappable(Normalize(np.nanmin(grid), np.nanmax(grid)), "viridis")
-    axes.imshow(grid, cmap=shades.cmap, norm=shades.norm, aspect="auto", origin="lower")
+    scale = Normalize(np.nanmin(grid), np.nanmax(grid))
+    shades = ScalarMappable(scale, "viridis")
+    axes.imshow(grid, cmap=shades.cmap, norm=scale, aspect="auto", origin="lower")
     for (y, x), value in np.ndenumerate(grid):
         if np.isfinite(value):
             dark = np.mean(shades.to_rgba(value)[:3]) < 0.5
