@@ -7,7 +7,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.errors import InputError
 from dpsyngen.samples import describe_origin, make_directory, write_samples
 from dpsyngen.sampling import balanced_labels, generate
-from dpsyngen.training import load_trained
+from dpsyngen.saved_model import load_trained
 
 
 def main(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,28 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Hand out an empty directory beside `path` to be filled, then put it in the place of `path`, which must be a directory or nothing.
+
+    Where the body fails, or the disk is full, `path` is as it was; a crash while an old one is being removed leaves none.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in filter(Path.is_file, partial.rglob("*")):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any, mode: int = 0o644) -> None:

@@ -3,21 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from dpsyngen.checkpoint import save_tensors
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import ImageDataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
-from dpsyngen.errors import InputError
-from dpsyngen.files import writing
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.privacy.class_means import ClassMeansMechanism
@@ -25,8 +19,7 @@ from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, moving_average
 from dpsyngen.run_directory import RunDirectory
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from dpsyngen.saved_model import write_model
 
 
 @dataclass(frozen=True)
@@ -73,9 +66,7 @@ def train(prepared: Preparation, run: RunDirectory) -> None:
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
     run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_at)
     if compute.is_main:
-        with writing(run.model):
-            run.model.mkdir(exist_ok=True)
-        save_tensors(run.model / WEIGHTS, denoiser.state_dict())
+        write_model(run.model, config, denoiser, ledger.report("finished"))
         ledger.close()
     compute.wait()
 
@@ -119,17 +110,3 @@ def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, da
     blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
     batches = (dataset.batch(block) for block in blocks)
     return mechanism.release(batches, ledger.begin_class_means())  # type: ignore[union-attr]  # a plan with hints has the mechanism
-
-
-def load_trained(path: Path, config: RunConfig, device: torch.device) -> Denoiser | RoutedDenoiser:
-    """The trained denoiser of a finished run, in eval mode; InputError if training isn't finished or the file is broken."""
-    run = RunDirectory(path)
-    if not run.is_finished:
-        raise InputError(f"{path}: training is not finished; run train.py --run {path} again to resume it")
-    denoiser = build_denoiser(config).to(device)
-    try:
-        denoiser.load_state_dict(load_file(run.model / WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{run.model / WEIGHTS}: expected the weights of this run's network; {reason}") from error
-    return denoiser.eval()

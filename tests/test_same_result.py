@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ENVIRONMENT, KEY, ROOT, call, private_images, small, train_main
+from running import ENVIRONMENT, KEY, ROOT, WEIGHTS, call, private_images, small, train_main
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +23,7 @@ def arguments(tmp_path: Path, run: str, *flags: object) -> list[object]:
 
 
 def whole(tmp_path: Path, run: str) -> Tensor:
-    tensors = load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors")
+    tensors = load_file(tmp_path / run / WEIGHTS)
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)]).double()
 
 

@@ -14,6 +14,7 @@ from running import (
     KEY,
     ROOT,
     TINY,
+    WEIGHTS,
     call,
     files,
     launch,
@@ -28,6 +29,8 @@ from running import (
     weights,
 )
 from safetensors.torch import load_file
+
+from dpsyngen.saved_model import FILES
 
 NAMES = {"config.yaml", "privacy.json", "metrics.jsonl", "checkpoints", "model", "private"}
 
@@ -53,12 +56,12 @@ def test_every_variant_trains_and_writes_its_files(variant, tmp_path, capsys):
     assert "training is finished" in capsys.readouterr().out
 
     assert {path.name for path in run.iterdir()} == NAMES
-    assert [path.suffix for path in (run / "model").iterdir()] == [".safetensors"]
+    assert set(files(run / "model")) == set(FILES)
     assert len(list((run / "checkpoints").iterdir())) == 2
     assert {path.name for path in (run / "private").iterdir()} == {"journal.jsonl", "timings.jsonl", "lock"}  # and no key
     assert (run / "private").stat().st_mode & 0o777 == 0o700
     assert (run / "private" / "journal.jsonl").stat().st_mode & 0o777 == 0o600
-    assert all(tensor.isfinite().all() for tensor in load_file(run / "model" / "diffusion_pytorch_model.safetensors").values())
+    assert all(tensor.isfinite().all() for tensor in load_file(run / WEIGHTS).values())
 
     phases = [line["phase"] for line in lines(run / "metrics.jsonl")]
     assert phases == ["synthetic"] * 3 * (variant not in ("dpdm", "nonprivate")) + ["private"] * 3
@@ -119,7 +122,7 @@ def test_two_processes_train_the_same_weights(tmp_path):
     assert (resumed.returncode, resumed.stdout.count("training is finished"), "skipped" in resumed.stderr) == (0, 1, False), resumed.stderr
 
     call(train_main, *arguments, "--run", tmp_path / "one")
-    one, two = (load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors") for run in ("one", "two"))
+    one, two = (load_file(tmp_path / run / WEIGHTS) for run in ("one", "two"))
     flat_one, flat_two = (torch.cat([tensors[name].flatten() for name in sorted(one)]).double() for tensors in (one, two))
     assert (flat_one - flat_two).norm() <= 1e-5 * flat_one.norm()
     assert (tmp_path / "one/privacy.json").read_bytes() == (tmp_path / "two/privacy.json").read_bytes()
@@ -138,7 +141,7 @@ def test_what_is_written_does_not_change_with_the_private_images(tmp_path):
         call(train_main, *small(images, *flags), "--run", tmp_path / f"run{number}")
     one, two = (files(tmp_path / f"run{number}") for number in range(2))
     assert one.keys() == two.keys()
-    for name in ("config.yaml", "privacy.json", "metrics.jsonl"):
+    for name in ("config.yaml", "privacy.json", "metrics.jsonl", "model/README.md", "model/model_index.json", "model/denoiser/config.json"):
         assert one[name][0] == two[name][0], name
     assert weights(tmp_path / "run0") != weights(tmp_path / "run1")
     private = [line for line in lines(tmp_path / "run0/metrics.jsonl") if line["phase"] == "private"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Ledger:
         journal.open_attempt(this, BEFORE_MEANS if reached == 0 and not has_class_means else reached)
         ledger = cls(config, plan, run, key, journal)
         if compute.is_main:
-            ledger._report("running")
+            run.write_privacy(ledger.report("running"))
         return ledger
 
     def begin_class_means(self) -> np.random.Generator | SecureStream:
@@ -103,12 +104,12 @@ class Ledger:
 
     def close(self) -> None:
         """Report what was spent in the end, then destroy the key; a crash in between leaves that to the next call of train.py."""
-        self._report("finished")
+        self.run.write_privacy(self.report("finished"))
         destroy(self.run.key)
 
-    def _report(self, status: str) -> None:
-        report = privacy_report(self.plan, self.journal.spending, self.config, status=status, guaranteed=self.key.guaranteed)
-        self.run.write_privacy(report)
+    def report(self, status: str) -> dict[str, Any]:
+        """What privacy.json says now, if the run's status is "running" or "finished"."""
+        return privacy_report(self.plan, self.journal.spending, self.config, status=status, guaranteed=self.key.guaranteed)
 
 
 def _result_deciding(config: RunConfig) -> str:
