@@ -3,7 +3,8 @@
 # make lint    ruff and the import layers          make types   mypy
 # make test-mutations   break the guarantee on purpose, in a copy, and see a test turn red each time; 6 minutes
 # make test-audit       20,000 runs of the private step with and without one image: what they prove about epsilon; 5 minutes
-#                       both take ONLY=REGEX for some rows alone, e.g. make test-mutations ONLY=clip
+# make test-kill   kill train.py at 20 random moments: each run must go on to the bytes of one that was never killed; 5 minutes
+#                       all three take ONLY=REGEX for some rows alone, e.g. make test-mutations ONLY=clip
 # make clean   remove the environment and caches, never runs/
 #
 # The environment is .venv, made of the versions in constraints.txt. Another Python: make PYTHON=python3.12 ...
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: demo test test-mutations test-audit lint types clean
+.PHONY: demo test test-mutations test-audit test-kill lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config $(CONFIG) --run $(RUN)
@@ -34,6 +35,9 @@ test-mutations: $(VENV)/.installed-dev
 
 test-audit: $(VENV)/.installed-dev
 	$(BIN)/python tests/auditing.py --only '$(ONLY)'
+
+test-kill: $(VENV)/.installed-dev
+	$(BIN)/python tests/kill.py --only '$(ONLY)'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -4,6 +4,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dpsyngen.cli import ScriptParser, dump_config, is_main_process, read_config, run_script
+from dpsyngen.config import RunConfig
+from dpsyngen.interruption import signals_raised
 from dpsyngen.privacy.randomness import destroy
 from dpsyngen.run_directory import RunDirectory
 
@@ -26,15 +28,21 @@ def main(arguments: list[str]) -> None:
     if run.is_finished:
         destroy(run.key)  # in case the run was killed between its last file and this
     else:
-        from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
-        from dpsyngen.training import prepare, train
-
-        compute = Compute.start(config.compute)
-        prepared = prepare(config, compute)
-        with run.open(dump_config(config)) if compute.is_main else nullcontext():
-            train(prepared, run)
+        with signals_raised():
+            start(config, run)
     if is_main_process():
         print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
+
+
+def start(config: RunConfig, run: RunDirectory) -> None:
+    """Train from the beginning or the newest checkpoint, on as many processes as were launched."""
+    from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
+    from dpsyngen.training import prepare, train
+
+    compute = Compute.start(config.compute)
+    prepared = prepare(config, compute)
+    with run.open(dump_config(config)) if compute.is_main else nullcontext():
+        train(prepared, run)
 
 
 if __name__ == "__main__":

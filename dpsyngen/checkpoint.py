@@ -1,5 +1,6 @@
 """Checkpoints: safetensors and JSON in a directory that is complete or absent."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, write_json, writing
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -25,41 +27,79 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """`write_file` of safetensors."""
-    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
-
 def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: int) -> None:
-    """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`."""
+    """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`.
+
+    Nothing old is dropped before the new one is whole and on disk. Raises InputError if it can't be written.
+    """
     partial, final = directory / f".{number:09d}.partial", directory / f"{number:09d}"
     with writing(final):
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        discard_partial(directory)
         partial.mkdir()
         try:
-            save_tensors(partial / _TENSORS, checkpoint.tensors)
-            write_json(partial / _STATE, checkpoint.state)
-            shutil.rmtree(final, ignore_errors=True)
+            content = _serialised(checkpoint.tensors)
+            write_file(partial / _TENSORS, content)
+            write_json(partial / _STATE, {"state": checkpoint.state, "sha256": _digest(content, checkpoint.state)})
+            _remove(final)
             os.replace(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         for old in _complete(directory)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
 
 
 def load_newest(directory: Path, *, quiet: bool = False) -> Checkpoint | None:
     """The newest checkpoint, its tensors on the CPU, or None if there is none.
 
-    One that can't be read is skipped for the one before, with a line on stderr unless `quiet`.
+    One that can't be read, or isn't what was written, is skipped for the one before, with a line on stderr unless `quiet`. Raises
+    InputError if there are checkpoints and none can be used.
     """
+    damaged: list[str] = []
     for path in reversed(_complete(directory)):
         try:
-            return Checkpoint(load_file(path / _TENSORS), json.loads((path / _STATE).read_bytes()))
-        except (SafetensorError, ValueError, OSError) as error:
-            if not quiet:
-                sys.stderr.write(f"{path}: skipped, since this checkpoint can't be read ({' '.join(str(error).split())})\n")
+            checkpoint = _load(path)
+        except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
+            damaged.append(f"{path}: skipped, since this checkpoint can't be read ({' '.join(str(error).split())})\n")
+            continue
+        if not quiet:
+            sys.stderr.write("".join(damaged))
+        return checkpoint
+    if damaged:
+        raise InputError(f"{directory}: expected a checkpoint that can be read, found {len(damaged)} damaged; without the folder the run starts over")
     return None
+
+
+def discard_partial(directory: Path) -> None:
+    """Remove what a crash left of checkpoints that were being written or dropped."""
+    for path in directory.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _load(path: Path) -> Checkpoint:
+    content, written = (path / _TENSORS).read_bytes(), json.loads((path / _STATE).read_bytes())
+    if written["sha256"] != _digest(content, written["state"]):
+        raise ValueError("it has changed since it was written")
+    return Checkpoint(load(content), written["state"])
+
+
+def _serialised(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _digest(content: bytes, state: dict[str, Any]) -> str:
+    """Of both files, so that a changed bit doesn't become other weights under the same noise."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    digest.update(content)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that no half of it is ever taken for a whole one."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.dropped")
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
 
 
 def _complete(directory: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, get_args, get_origin, get_type_hints
 
 from dpsyngen.config import RunConfig
-from dpsyngen.errors import InputError
+from dpsyngen.errors import InputError, Interrupted
 from dpsyngen.field_types import convert, describe, metavar, plain, show, unconvert
 from dpsyngen.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
@@ -270,13 +270,16 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line, and end as a command should.
 
     Bad input, a full disk or a file that may not be written: one line on stderr (by the main process alone) and exit status 2;
-    Ctrl-C: one line and 130; a reader that hangs up, as `head` does: silence and 141. Anything else is a bug and keeps its traceback.
+    Ctrl-C: one line and 130, while training also SIGTERM, with 143; a reader that hangs up, as `head` does: silence and 141. Anything
+    else is a bug and keeps its traceback.
     """
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except InputError as error:
         _end(str(error), 2)
+    except Interrupted as interruption:
+        _end(str(interruption), interruption.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:

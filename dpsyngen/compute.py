@@ -65,6 +65,14 @@ class Compute:
         parts = flat.split([tensor.numel() for tensor in tensors.values()])
         return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
 
+    def largest_over_processes(self, number: int) -> int:
+        """The largest of the numbers that the processes call this with; the same on all of them."""
+        if self.processes == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
     def wait(self) -> None:
         """Let all processes come to this point."""
         if self.processes > 1:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
-from dpsyngen.checkpoint import Checkpoint, load_newest, save_checkpoint
+from dpsyngen.checkpoint import Checkpoint, discard_partial, load_newest, save_checkpoint
 from dpsyngen.compute import Compute
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
-from dpsyngen.run_directory import RunDirectory, append_line
+from dpsyngen.run_directory import RunDirectory, append_line, drop_cut_line
 
 PHASES = ("synthetic", "private")
 
@@ -39,7 +40,9 @@ class Progress:
             self._restored = found.tensors
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
         if self.compute.is_main:
+            discard_partial(self.run.checkpoints)
             self.run.rewind_metrics(position["metrics_size"])
+            drop_cut_line(self.run.timings)
         self.compute.wait()  # all have read the same checkpoint before one writes the next
 
     def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
@@ -73,6 +76,31 @@ class Progress:
             position = {"phase": self.phase, "step": self.step}
             append_line(self.run.metrics, position | values)
             append_line(self.run.timings, position | {"seconds": round(seconds, 4)})
+
+
+class StepBar(tqdm):
+    """The bar of a phase: steps, time, images a second, and the metrics that were logged last, epsilon among them.
+
+    The rate is steps a second times the expected batch size; what was drawn for a private step isn't shown.
+    """
+
+    batch_size = 0
+
+    @classmethod
+    def of(cls, phase: str, step: int, last: int, batch_size: int, *, shown: bool) -> "StepBar":
+        """A bar that stands at `step`; never shown where there is no terminal."""
+        line = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {image_rate} images/s{postfix}]"
+        bar = cls(initial=step, total=last, desc=f"{phase} phase", bar_format=line, disable=None if shown else True, dynamic_ncols=True)
+        bar.batch_size = batch_size
+        return bar
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """tqdm's values, and the rate in images."""
+        values = super().format_dict
+        taken, seconds = values["n"] - values["initial"], values["elapsed"]
+        rate = values["rate"] or (taken / seconds if taken and seconds else None)
+        return values | {"image_rate": "?" if rate is None else f"{rate * self.batch_size:,.0f}"}
 
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:

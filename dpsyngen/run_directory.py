@@ -122,6 +122,15 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def drop_cut_line(path: Path) -> None:
+    """Take back the end of a file of lines that a crash cut short."""
+    content = path.read_bytes() if path.exists() else b""
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        with writing(path):
+            os.truncate(path, complete)
+
+
 def _fields(content: Any, path: Path) -> dict[str, Any]:
     """A config as {dotted name: value}."""
     if not isinstance(content, dict):

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import ImageDataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
+from dpsyngen.errors import Interrupted
+from dpsyngen.interruption import GO_ON, signals_deferred
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
-from dpsyngen.progress import Progress, moving_average
+from dpsyngen.progress import Progress, StepBar, moving_average
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.saved_model import write_model
 
@@ -78,12 +79,15 @@ def run_phase(
     progress: Progress,
     epsilon: Callable[[int], float | None] = lambda step: None,
 ) -> None:
-    """Train from `progress.step` to `last`. Private and ordinary training differ in `phase.gradient` alone."""
+    """Train from `progress.step` to `last`. Private and ordinary training differ in `phase.gradient` alone.
+
+    Ctrl-C or SIGTERM to any process ends all of them after the step in hand, with a checkpoint and Interrupted.
+    """
     optimizer = torch.optim.Adam(phase.trained.parameters(), lr=phase.settings.learning_rate)
     average = moving_average(progress.denoiser, phase.settings.ema_decay)
     progress.take_up(optimizer, average)
-    silent = None if progress.compute.is_main else True
-    with tqdm(initial=progress.step, total=last, desc=f"{phase.name} phase", unit="step", disable=silent, dynamic_ncols=True) as bar:
+    bar = StepBar.of(phase.name, progress.step, last, phase.settings.batch_size, shown=progress.compute.is_main)
+    with bar, signals_deferred() as signal_that_came:
         for step in range(progress.step, last):
             began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -97,8 +101,11 @@ def run_phase(
                 metrics |= {} if spent is None else {"epsilon": spent}
                 progress.log(metrics, time.perf_counter() - began)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
-            if progress.step % config.compute.checkpoint_every == 0 or progress.step == last:
+            stopped_by = progress.compute.largest_over_processes(signal_that_came())
+            if progress.step % config.compute.checkpoint_every == 0 or progress.step == last or stopped_by:
                 progress.save(optimizer, average)
+            if stopped_by:
+                raise Interrupted(f"interrupted, step {progress.step} of the {phase.name} phase is saved; {GO_ON}", stopped_by)
             bar.update()
     if progress.step > 0:
         progress.denoiser.load_state_dict(average.module.state_dict())

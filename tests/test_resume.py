@@ -45,7 +45,7 @@ def spent(run: Path) -> tuple[str, int, int]:
     """Status, steps begun, and the last step that is part of the weights."""
     report = json.loads((run / "privacy.json").read_text())
     newest = max((run / "checkpoints").iterdir())
-    return report["status"], report["steps_begun"], json.loads((newest / "state.json").read_text())["step"]
+    return report["status"], report["steps_begun"], json.loads((newest / "state.json").read_text())["state"]["step"]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):

@@ -121,6 +121,7 @@ class PrivateKey:
 
 def destroy(path: Path) -> None:
     """Overwrite a key's file and remove it, so that nobody can subtract the noise later. Missing is fine."""
+    path.with_suffix(".partial").unlink(missing_ok=True)  # the same file by another name, where `save` was killed before its last line
     if path.exists():
         with path.open("r+b") as file:
             file.write(bytes(path.stat().st_size))

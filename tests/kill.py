@@ -1,0 +1,245 @@
+"""Kill train.py at random moments, start it again until it finishes, and compare with a run that was never interrupted.
+
+    python tests/kill.py [--only REGEX] [--seed N]
+
+Everything is done from outside, on the real script: the kills are aimed by what lies in the run directory. Prints a table; exit
+status 0 if every run ends with the same bytes, whatever was killed.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
+
+import psutil
+from running import ENVIRONMENT, KEY, ROOT, command, private_images, small
+
+Sight = Callable[[Path], bool]
+LENGTHS = ("--network.width=32", "--synthetic.steps=60", "--private.steps=24", "--compute.checkpoint_every=4", "--tracking.log_every=3")
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+            "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
+MOST_LAUNCHES = 12
+PATIENCE = 120
+"""Seconds after which a process that neither reaches a moment nor ends counts as hung."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to strike, as seen from outside, and what the files must show afterwards for the kill to count."""
+
+    name: str
+    seen: Sight
+    expected: str
+    processes: int = 1
+    one_only: bool = False
+    """Whether one of several processes is killed and the launcher has to end the rest."""
+    signal: Signals = SIGKILL
+
+
+def moments(seed: int) -> list[Moment]:
+    """The 20 kills, and three polite signals, at moments that the seed draws."""
+    rng = random.Random(seed)
+    early = [Moment("start-up", after(rng.uniform(0.2, 4)), "before the first step") for _ in range(2)]
+    early.append(Moment("start-up", lambda run: (run / "config.yaml").exists(), "before the first step"))
+    synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 18)), "synthetic step") for _ in range(3)]
+    private = [Moment("private phase", logged("private", rng.randint(1, 7)), "private step") for _ in range(4)]
+    checkpoints = (2, 2 * rng.randint(20, 50), 2 * 10**8 + rng.randint(3, 30))
+    saving = [Moment("saving a checkpoint", saves(number), "saving checkpoint") for number in checkpoints]
+    between = [Moment("between phases", sight, "between phases") for sight in (lambda run: (run / "private/key").exists(), means_begun)]
+    ending = [Moment("writing model/", model_begun, "writing model/|finished") for _ in range(3)]
+    two = [
+        Moment("two processes, one killed", logged("private", rng.randint(1, 6)), "private step", 2, one_only=True),
+        Moment("two processes, both killed", logged(rng.choice(["synthetic", "private"]), rng.randint(1, 6)), "step", 2),
+    ]
+    polite = [
+        Moment("SIGTERM", logged("private", rng.randint(1, 6)), "private step", signal=SIGTERM),
+        Moment("SIGINT", logged("synthetic", rng.randint(1, 15)), "synthetic step", signal=SIGINT),
+        Moment("SIGTERM, two processes", logged("private", rng.randint(1, 6)), "private step", 2, signal=SIGTERM),
+    ]
+    return [*early, *synthetic, *private, *saving, *between, *ending, *two, *polite]
+
+
+# What can be seen from outside.
+
+
+def after(seconds: float) -> Sight:
+    ends = 0.0
+
+    def seen(run: Path) -> bool:
+        nonlocal ends
+        ends = ends or time.monotonic() + seconds
+        return time.monotonic() > ends
+
+    return seen
+
+
+def logged(phase: str, lines: int) -> Sight:
+    return lambda run: text(run / "metrics.jsonl").count(f'"{phase}"') >= lines
+
+
+def saves(number: int) -> Sight:
+    """A checkpoint of at least this number is half written."""
+    return lambda run: any(int(name[1:-8]) >= number for name in half_written(run / "checkpoints"))
+
+
+def means_begun(run: Path) -> bool:
+    return "class_means" in text(run / "private/journal.jsonl")
+
+
+def model_begun(run: Path) -> bool:
+    return any(run.glob("model*")) or any(run.glob(".model*"))
+
+
+def half_written(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".*.partial")]
+
+
+def text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def where(run: Path) -> str:
+    """Where a killed run had come to, by its files."""
+    privacy = text(run / "privacy.json")
+    if privacy and json.loads(privacy)["status"] == "finished":
+        return "finished, key there" if (run / "private/key").exists() else "finished"
+    if model_begun(run):
+        return "writing model/"
+    if partial := half_written(run / "checkpoints"):
+        return f"saving checkpoint {int(partial[0][1:-8])}"
+    steps = [json.loads(line).get("step") for line in text(run / "private/journal.jsonl").split("\n")[:-1]]
+    numbered = [step for step in steps if isinstance(step, int)]
+    if numbered:
+        return f"private step {numbered[-1]}"
+    if (run / "private/key").exists():
+        return "between phases"
+    lines = text(run / "metrics.jsonl").count("\n")
+    return f"synthetic step {3 * lines} or later" if lines else "before the first step"
+
+
+# Striking and starting again.
+
+
+def start(arguments: list[object], run: Path, processes: int) -> "subprocess.Popen[str]":
+    line = command("train", *arguments, "--run", run)
+    line = line if processes == 1 else [sys.executable, *LAUNCHER, str(ROOT / "train.py"), *line[2:]]
+    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def strike(moment: Moment, arguments: list[object], run: Path) -> tuple[str, int, str]:
+    """Launch train.py and kill it at the moment, or let it finish if that doesn't come: where it was, exit status, stderr."""
+    with start(arguments, run, moment.processes) as process:
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and not moment.seen(run):
+            time.sleep(0.0002)
+            if time.monotonic() > deadline:
+                end(process, moment, everything=True)
+                raise TimeoutError(f"{moment.name}: no such moment in {PATIENCE} s")
+        place = where(run) if process.poll() is None else "finished"
+        if process.poll() is None:
+            end(process, moment)
+        _, said = process.communicate(timeout=PATIENCE)
+    return (where(run) if moment.signal is SIGKILL else place), process.returncode, said
+
+
+def end(process: "subprocess.Popen[str]", moment: Moment, *, everything: bool = False) -> None:
+    """Send the moment's signal: to one worker, to the launcher, which passes it on if it can, or to launcher and workers."""
+    workers = psutil.Process(process.pid).children(recursive=True) if moment.processes > 1 else []
+    if moment.one_only and not everything:
+        workers[-1].kill()
+        return
+    process.send_signal(SIGKILL if everything else moment.signal)
+    if everything or moment.signal is SIGKILL:
+        for worker in workers:
+            worker.kill()
+    psutil.wait_procs(workers, timeout=PATIENCE)
+
+
+def finish(arguments: list[object], run: Path, processes: int) -> None:
+    with start(arguments, run, processes) as process:
+        _, said = process.communicate(timeout=PATIENCE)
+    if process.returncode != 0:
+        raise RuntimeError(f"a restarted run failed: {said}")
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """All files of a run but its times, and of its checkpoints the newest: which older ones are left depends on when it was stopped."""
+    newest = max((run / "checkpoints").glob("[0-9]*"))
+    kept = [path for path in run.rglob("*") if path.is_file() and (run / "checkpoints" not in path.parents or newest in path.parents)]
+    return {str(path.relative_to(run)): path.read_bytes() for path in kept if path.name != "timings.jsonl"}
+
+
+def survive(moment: Moment, arguments: list[object], folder: Path) -> tuple[str, int, Path]:
+    """Strike until the moment is hit, then let the run finish: where it hit, how often it was started again, the run directory."""
+    restarts = 0
+    for attempt in range(MOST_LAUNCHES):
+        run = folder / str(attempt)
+        while True:
+            place, status, said = strike(moment, arguments, run)
+            if status == 0 and place == "finished":
+                break
+            if re.search(moment.expected, place):
+                check_manners(moment, status, said)
+                finish(arguments, run, moment.processes)
+                return place, restarts + 1, run
+            restarts += 1
+            if restarts > MOST_LAUNCHES:
+                raise TimeoutError(f"{moment.name}: hit nothing but {place!r} in {restarts} kills")
+    raise TimeoutError(f"{moment.name}: never hit")
+
+
+def check_manners(moment: Moment, status: int, said: str) -> None:
+    """A polite signal ends a process with 128 + its number, and one line that says how to go on."""
+    if moment.signal is SIGKILL:
+        return
+    ours = [line for line in said.splitlines() if line.startswith("train.py: ")]
+    if len(ours) != 1 or "run the same command again" not in ours[0]:
+        raise AssertionError(f"{moment.name}: expected one line, got {said!r}")
+    if moment.processes == 1 and (status != 128 + moment.signal or said.count("\n") != 1):
+        raise AssertionError(f"{moment.name}: expected exit status {128 + moment.signal} and nothing else, got {status}: {said!r}")
+
+
+def arguments_for(folder: Path) -> list[object]:
+    """A run of a few seconds with both phases and class means, whose private draws are fixed."""
+    return small(private_images(folder / "images.npz"), f"--privacy.unsafe_fixed_key={KEY}", *LENGTHS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill train.py at random moments; each run must end with the bytes of an uninterrupted one.")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only the moments whose name matches, ignoring case")
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    options = parser.parse_args()
+    chosen = [moment for moment in moments(options.seed) if re.search(options.only, moment.name, re.IGNORECASE)]
+    failures = 0
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        arguments, expected = arguments_for(folder), {}
+        for processes in sorted({moment.processes for moment in chosen}):
+            finish(arguments, folder / f"whole{processes}", processes)
+            expected[processes] = outcome(folder / f"whole{processes}")
+        print(f"{'moment':28}  {'where it hit':30}  {'restarts':>8}  same bytes?", flush=True)
+        for number, moment in enumerate(chosen):
+            try:
+                place, restarts, run = survive(moment, arguments, folder / str(number))
+                found = outcome(run)
+                whole = expected[moment.processes]
+                wrong = sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
+                verdict = "yes" if not wrong else "NO: " + ", ".join(wrong)
+            except (AssertionError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+                place, restarts, verdict = "", 0, f"FAILED: {error}"
+            failures += verdict != "yes"
+            print(f"{moment.name:28}  {place:30}  {restarts:8}  {verdict}", flush=True)
+    print(f"{len(chosen) - failures} of {len(chosen)} runs ended as if nothing had happened")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
