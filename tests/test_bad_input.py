@@ -11,10 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from running import TINY, WEIGHTS, call, evaluate_main, files, needs_full_device, private_images, refusal, sample_main, small, train_main
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dpsyngen.checkpoint import save_tensors
 from dpsyngen.cli import read_config
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
@@ -269,5 +268,5 @@ def test_evaluation_needs_sound_samples_and_real_images(run, tmp_path, monkeypat
 
 def test_images_that_are_not_finite_are_refused(run, monkeypatch, capsys):
     file = run / WEIGHTS
-    save_tensors(file, {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()})
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}, file)
     assert refusal(sample_main, monkeypatch, capsys, "--run", run).startswith("the model's images are not finite")
