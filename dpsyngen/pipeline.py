@@ -13,10 +13,10 @@ from torch import Tensor
 from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, SamplingConfig, StagesConfig, Variant
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
-from dpsyngen.networks.torchvision_compat import import_torchvision
+from dpsyngen.networks.torchvision_compat import mend_torchvision
 from dpsyngen.sampling import balanced_labels, generate
 
-import_torchvision()  # diffusers imports it on the way
+mend_torchvision()  # diffusers imports it on the way
 
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402

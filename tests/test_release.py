@@ -96,7 +96,7 @@ def test_the_model_is_laid_out_as_diffusers_would(finished, tmp_path):
 def test_a_pipeline_needs_diffusers_and_this_package_alone(finished, tmp_path):
     """Libraries that only training, accounting or evaluation use can't be imported, and neither the run nor its config is there."""
     shutil.copytree(finished / "model", tmp_path / "model")
-    unneeded = ("opacus", "dp_accounting", "cleanfid", "sklearn", "matplotlib", "cryptography", "cattrs", "tyro", "rich")
+    unneeded = ("opacus", "dp_accounting", "cleanfid", "sklearn", "matplotlib", "cryptography", "cattrs", "tyro", "rich", "torchvision")
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({unneeded!r}))

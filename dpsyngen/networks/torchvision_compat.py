@@ -6,6 +6,7 @@ torchvision is only imported by clean-fid, and by libraries that look whether it
 """
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 
@@ -35,3 +36,9 @@ def import_torchvision() -> ModuleType:
         library.define(schema)
     _libraries.append(library)
     return importlib.import_module("torchvision")
+
+
+def mend_torchvision() -> None:
+    """`import_torchvision` for the sake of a library that will look whether torchvision is there; nothing where it isn't installed."""
+    if importlib.util.find_spec("torchvision") is not None:
+        import_torchvision()

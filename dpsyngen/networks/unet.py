@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dpsyngen.networks.torchvision_compat import import_torchvision
+from dpsyngen.networks.torchvision_compat import mend_torchvision
 
 
 class UNet(nn.Module):
@@ -40,7 +40,7 @@ class UNet(nn.Module):
             depth: Residual blocks per level on the way down; one more on the way up.
         """
         super().__init__()
-        import_torchvision()  # diffusers imports it on the way
+        mend_torchvision()  # diffusers imports it on the way
         from diffusers import UNet2DModel  # here, since it takes seconds that users of other backbones need not spend
 
         multipliers = (1, 1, 2, 2) if image_size >= 64 and image_size % 8 == 0 else (1, 2, 2)
