@@ -7,7 +7,7 @@ from dpsyngen.cli import ScriptParser, dump_config, is_main_process, read_config
 from dpsyngen.config import RunConfig
 from dpsyngen.interruption import signals_raised
 from dpsyngen.privacy.randomness import destroy
-from dpsyngen.run_directory import RunDirectory
+from dpsyngen.run_directory import CHANGED_PRIVACY_FLAG, RunDirectory
 
 
 def main(arguments: list[str]) -> None:
@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> None:
     parser = ScriptParser("Train a denoiser on programmatic images, then on private ones under differential privacy.")
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="a YAML file; later ones override earlier ones")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/NAME); an unfinished run in it is resumed")
+    parser.add_argument(CHANGED_PRIVACY_FLAG, action="store_true", help="go on with other privacy settings; epsilon is of both parts together")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what it costs; touches no private data")
     options, overrides = parser.parse(arguments)
     config = read_config(options.config, overrides)
@@ -24,24 +25,25 @@ def main(arguments: list[str]) -> None:
         print_plan(config)
         return
     run = RunDirectory(options.run or Path("runs") / config.name)
-    run.expect_config(dump_config(config))
+    changed = options.resume_with_changed_privacy and not run.is_finished
+    run.expect_config(dump_config(config), resuming=True, changed_privacy=changed)
     if run.is_finished:
         destroy(run.key)  # in case the run was killed between its last file and this
     else:
         with signals_raised():
-            start(config, run)
+            start(config, run, changed_privacy=changed)
     if is_main_process():
         print(f"{run.path}: training is finished; next: python sample.py --run {run.path}")
 
 
-def start(config: RunConfig, run: RunDirectory) -> None:
+def start(config: RunConfig, run: RunDirectory, *, changed_privacy: bool) -> None:
     """Train from the beginning or the newest checkpoint, on as many processes as were launched."""
     from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
     from dpsyngen.training import prepare, train
 
     compute = Compute.start(config.compute)
-    prepared = prepare(config, compute)
-    with run.open(dump_config(config)) if compute.is_main else nullcontext():
+    prepared = prepare(config, compute, run, changed_privacy=changed_privacy)
+    with run.open(dump_config(config), changed_privacy=changed_privacy) if compute.is_main else nullcontext():
         train(prepared, run)
 
 

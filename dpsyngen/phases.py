@@ -71,5 +71,5 @@ def private_phase(
         steps = config.private.planned_steps(config.data.expected_size or len(dataset))
     else:
         step = PrivateStep(network, stage, dataset, plan, ledger.key, ledger.journal, config, compute)
-        steps = plan.steps
+        steps = plan.end
     return Phase("private", config.private, steps, step, network)

@@ -75,7 +75,7 @@ class Progress:
         if self.compute.is_main:
             position = {"phase": self.phase, "step": self.step}
             append_line(self.run.metrics, position | values)
-            append_line(self.run.timings, position | {"seconds": round(seconds, 4)})
+            append_line(self.run.timings, position | {"seconds": round(seconds, 4)}, private=True)
 
 
 class StepBar(tqdm):

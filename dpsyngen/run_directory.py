@@ -7,11 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, write_json, writing
 from dpsyngen.strict_yaml import parse_yaml, read_yaml
+
+MAY_CHANGE = ("compute.", "sampling.", "evaluation.", "tracking.", "data.path", "data.test_path", "data.description", "data.public")
+"""What a resumed run may have otherwise than before: the guarantee doesn't depend on it. The end of the name may be left open."""
+KEPT = ("tracking.log_private_diagnostics_without_dp",)
+"""Exceptions from MAY_CHANGE."""
+PRIVACY_SETTINGS = (
+    "privacy.epsilon", "privacy.delta", "privacy.clipping_norm", "data.expected_size", "private.batch_size", "private.steps", "private.epochs",
+    "private.noise_multiplicity", "hints.share",
+)  # fmt: skip
+"""What changes the price of a run under way, so that it has to be asked for."""
+CHANGED_PRIVACY_FLAG = "--resume-with-changed-privacy"
 
 
 @dataclass(frozen=True)
@@ -60,34 +71,43 @@ class RunDirectory:
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{self.privacy}: expected the JSON that train.py wrote ({error})") from error
 
-    def expect_config(self, config_text: str) -> None:
-        """Raise InputError, naming the field, if the directory holds a run of another config."""
+    def expect_config(self, config_text: str, *, resuming: bool = False, changed_privacy: bool = False) -> None:
+        """Raise InputError, naming the field, if the directory holds a run of another config.
+
+        When `resuming`, the fields of MAY_CHANGE may differ; with `changed_privacy` those of PRIVACY_SETTINGS as well.
+        """
         if not self.config.exists():
             return
         old, new = (_fields(content, self.config) for content in (read_yaml(self.config, str(self.config)), parse_yaml(config_text, "config")))
         changed = [name for name in old | new if old.get(name) != new.get(name)]
+        changed = [name for name in changed if not (resuming and name.startswith(MAY_CHANGE) and name not in KEPT)]
+        changed = [name for name in changed if not (changed_privacy and name in PRIVACY_SETTINGS)]
         if changed:
-            change = f"{changed[0]} {old.get(changed[0])!r}, not {new.get(changed[0])!r}"
-            raise InputError(f"{self.path}: holds a run with another config ({change}); expected the same config, or a new --run directory")
+            name = min(changed, key=lambda name: name in PRIVACY_SETTINGS)
+            change = f"{name} {old.get(name)!r}, not {new.get(name)!r}"
+            way_out = f"{CHANGED_PRIVACY_FLAG}, or" if resuming and name in PRIVACY_SETTINGS else "or"
+            raise InputError(f"{self.path}: holds a run with another config ({change}); expected the same config, {way_out} a new --run directory")
 
     @contextmanager
-    def open(self, config_text: str) -> Iterator[None]:
-        """Make the directory or find it made by the same config; hold its lock meanwhile.
+    def open(self, config_text: str, *, changed_privacy: bool = False) -> Iterator[None]:
+        """Make the directory or find it made by the same config, but for what may change; hold its lock meanwhile.
 
         Raises InputError if another config made it or another process is training in it.
         """
         private = self.path / "private"
         with writing(self.path):
-            private.mkdir(parents=True, exist_ok=True)
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
             private.chmod(0o700)
-            lock = (private / "lock").open("w")
+            lock = _private_file(private / "lock", "w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.path}: another train.py is at work in this run directory") from None
-            self.expect_config(config_text)
-            if not self.config.exists():
+            for file in filter(Path.is_file, private.iterdir()):  # which copying the directory may have opened to others
+                file.chmod(0o600)
+            self.expect_config(config_text, resuming=True, changed_privacy=changed_privacy)
+            if not self.config.exists() or self.config.read_text(encoding="utf-8") != config_text:
                 write_file(self.config, config_text)
             yield
 
@@ -116,10 +136,14 @@ class RunDirectory:
         write_json(self.privacy, report)
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add one JSON object to a file of lines."""
-    with writing(path), path.open("a") as file:
+def append_line(path: Path, line: dict[str, Any], *, private: bool = False) -> None:
+    """Add one JSON object to a file of lines, which gets mode 0600 if it is `private`."""
+    with writing(path), _private_file(path, "a") if private else path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _private_file(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def drop_cut_line(path: Path) -> None:

@@ -46,6 +46,8 @@ def _privacy(report: dict[str, Any]) -> str:
     unfinished = "" if report.get("status") == "finished" else f" ({report.get('status')})"
     if report.get("epsilon") is None:
         return f"NOTHING IS GUARANTEED: {report.get('guarantee') or report.get('randomness')}{unfinished}"
+    if "at_the_end" in report:
+        unfinished = f" (at most this so far; the whole run will have spent {report['at_the_end']['epsilon']:.4g})"
     return f"epsilon = {report['epsilon']:.4g} at delta = {report['delta']:g}; the unit is {report['unit']}; {report['adjacency']}{unfinished}"
 
 

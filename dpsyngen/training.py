@@ -16,6 +16,7 @@ from dpsyngen.interruption import GO_ON, signals_deferred
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.privacy.class_means import ClassMeansMechanism
+from dpsyngen.privacy.continuation import plan_for
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, StepBar, moving_average
@@ -37,13 +38,14 @@ class Preparation:
     """None for variants without a synthetic phase."""
 
 
-def prepare(config: RunConfig, compute: Compute) -> Preparation:
+def prepare(config: RunConfig, compute: Compute, run: RunDirectory, *, changed_privacy: bool = False) -> Preparation:
     """Build the network, read the private images, calibrate the noise. Raises InputError for what can't be used; writes nothing."""
     denoiser = build_denoiser(config).to(compute.device)
     refuse_mixing(denoiser, config.data.image_shape)
     synthetic = synthetic_phase(config, denoiser, compute)
     dataset = load_train(config.data)
-    plan = PrivacyPlan.calibrate(config, config.data.expected_size or len(dataset)) if config.is_private else None
+    size = config.data.expected_size or len(dataset)
+    plan = plan_for(config, size, run, changed_privacy=changed_privacy) if config.is_private else None
     return Preparation(config, compute, denoiser, dataset, plan, synthetic)
 
 
@@ -67,7 +69,7 @@ def train(prepared: Preparation, run: RunDirectory) -> None:
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
     run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_at)
     if compute.is_main:
-        write_model(run.model, config, denoiser, ledger.report("finished"))
+        write_model(run.model, config, denoiser, ledger.report())
         ledger.close()
     compute.wait()
 
@@ -116,4 +118,5 @@ def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, da
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
     blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
     batches = (dataset.batch(block) for block in blocks)
-    return mechanism.release(batches, ledger.begin_class_means())  # type: ignore[union-attr]  # a plan with hints has the mechanism
+    noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
+    return mechanism.release(batches, noise)  # type: ignore[union-attr]

@@ -277,8 +277,8 @@ MUTATIONS = (
     ),
     Mutation(
         "class means not paid for", 5, PLAN,
-        "        if self.class_means is None:\n            return (sgd,)\n",
-        "        if True:\n            return (sgd,)\n",
+        "        if self.class_means is None:\n            return (*self.before, sgd)\n",
+        "        if True:\n            return (*self.before, sgd)\n",
         PRICE + _plan("class_means_are_in_the_price"),
     ),
     Mutation(
@@ -383,14 +383,14 @@ MUTATIONS = (
     ),
     Mutation(
         "replay free in any case", 9, JOURNAL,
-        "if self.fingerprint != fingerprint or reached < self.start:",
+        "if self.fingerprint != fingerprint or reached < self.start or plan != self.plan:",
         "if self.attempt < 0:",
         _rules("replay_is_free_only_with_the_same_fingerprint"),
     ),
     Mutation(
         "attempt reused on older weights", 9, JOURNAL,
-        "if self.fingerprint != fingerprint or reached < self.start:",
-        "if self.fingerprint != fingerprint:",
+        " or reached < self.start or plan",
+        " or plan",
         _rules("attempt_never_replays_on_weights_from_before_its_start"),
     ),
     Mutation(
@@ -401,7 +401,7 @@ MUTATIONS = (
     ),
     Mutation(
         "steps in vain not charged", 9, LEDGER,
-        "affordable - spending.steps",
+        "affordable - self._spending.steps",
         "planned - reached - self.journal.begun_since(reached)",
         _rules("steps_spent_in_vain_shorten_the_run_and_the_budget_ends_it"),
     ),

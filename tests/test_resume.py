@@ -45,7 +45,8 @@ def spent(run: Path) -> tuple[str, int, int]:
     """Status, steps begun, and the last step that is part of the weights."""
     report = json.loads((run / "privacy.json").read_text())
     newest = max((run / "checkpoints").iterdir())
-    return report["status"], report["steps_begun"], json.loads((newest / "state.json").read_text())["state"]["step"]
+    steps = report["steps_begun" if report["status"] == "finished" else "steps_begun_at_most"]
+    return report["status"], steps, json.loads((newest / "state.json").read_text())["state"]["step"]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
@@ -75,7 +76,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     kill_in("synthetic", tmp_path / "killed", arguments)
     assert not (tmp_path / "killed/privacy.json").exists()
     kill_in("private", tmp_path / "killed", arguments)
-    assert json.loads((tmp_path / "killed/privacy.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "killed/privacy.json").read_text())["status"] == "unfinished"
     for run in ("killed", "whole"):
         call(train_main, *arguments, "--run", tmp_path / run)
     killed, whole = (files(tmp_path / run) for run in ("killed", "whole"))
@@ -88,7 +89,7 @@ def test_steps_that_cannot_be_replayed_are_charged_again(tmp_path, monkeypatch, 
     """Eight steps begun, the checkpoint at the sixth: on other images, two steps were spent in vain."""
     images, run = private_images(tmp_path / "images.npz"), tmp_path / "run"
     interrupt(run, small(images, *TEN), monkeypatch, capsys)
-    assert spent(run) == ("running", 0, 6)
+    assert spent(run) == ("unfinished", 8, 6)
     private_images(images, seed=1)
     call(train_main, *small(images, *TEN, "--tracking.log_every=8"), "--run", run)
     assert spent(run) == ("finished", 10, 8)

@@ -1,4 +1,7 @@
-"""What a config costs, or what noise it needs, without any data: python -m dpsyngen.privacy --config configs/mnist/dp_syngen.yaml."""
+"""What a config costs, or what noise it needs, without any data: python -m dpsyngen.privacy --config configs/mnist/dp_syngen.yaml.
+
+And what a run has spent, finished or not: python -m dpsyngen.privacy --run runs/NAME.
+"""
 
 import json
 import sys
@@ -21,17 +24,24 @@ _MOST_NOISE = 1e7
 def main(argv: list[str]) -> None:
     """Parse, calibrate or price, show."""
     parser = ScriptParser(
-        "Find the noise that a config's privacy.epsilon needs, or what epsilon a given noise costs. Touches no data.",
+        "Find the noise that a config's privacy.epsilon needs, or what epsilon a given noise costs, or what a run has spent. Touches no data.",
         sections=("data", "private", "privacy", "hints"),
     )
     parser.prog = "python -m dpsyngen.privacy"
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="a YAML file; later ones override earlier ones")
+    parser.add_argument("--run", type=Path, metavar="DIR",
+                        help="instead: what this run has spent, from its journal; fails if its privacy.json says less")  # fmt: skip
     parser.add_argument("--noise-multiplier", type=float, help="the noise of DP-SGD, in multiples of the clipping norm, instead of calibrating it")
     parser.add_argument("--accountant", choices=["pld", "rdp"], default="pld", metavar="{pld,rdp}",
                         help="rdp: show the bound by Renyi DP as well; the claim is by privacy loss distributions (pld) in any case")  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw epsilon over the private steps: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options, overrides = parser.parse(argv)
+    if options.run is not None:
+        if options.config or overrides:
+            raise InputError(f"--run: expected no config beside it, got {[*map(str, options.config), *overrides][0]}; the run has its own")
+        _show_spent(options.run, as_json=options.json)
+        return
     config = read_config(options.config, overrides)
     plan = _plan(config, options.noise_multiplier)
     from rich.console import Console
@@ -48,6 +58,14 @@ def main(argv: list[str]) -> None:
     console = Console(soft_wrap=True)
     for table in price_tables(result, f"Privacy of {config.name}, noise multiplier {plan.noise_multiplier:.5g} {given}"):
         console.print(table)
+
+
+def _show_spent(path: Path, *, as_json: bool) -> None:
+    from dpsyngen.privacy.spent import lines_of, spent
+    from dpsyngen.run_directory import RunDirectory
+
+    found = spent(RunDirectory(path))
+    print(json.dumps(found, indent=2, allow_nan=False) if as_json else "\n".join([str(path), *lines_of(found)]))
 
 
 def _plan(config: RunConfig, noise_multiplier: float | None) -> "PrivacyPlan":

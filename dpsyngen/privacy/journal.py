@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ BEFORE_MEANS = -1
 
 @dataclass(frozen=True)
 class Spending:
-    """What the journal says was begun: private steps over all attempts, and releases of the class means."""
+    """How much was begun: private steps, and releases of the class means."""
 
     steps: int
     means_releases: int
@@ -30,11 +31,12 @@ class Spending:
 class Journal:
     """Lines of JSON in runs/NAME/private/journal.jsonl, mode 0600, each on disk before the work it announces.
 
-    A line {"attempt": a, "fingerprint": f, "from": t} opens an attempt at step t, {"attempt": a, "step": t} announces step t (or
-    the class means). Announcing again what the same attempt announced is a replay with the same draws and costs nothing, which holds
-    only while the fingerprint is unchanged, and from no earlier than where the attempt began. Otherwise a new attempt opens: its draws
-    are fresh, and the steps begun since the checkpoint were paid for in vain.
+    A line {"attempt": a, "fingerprint": f, "from": t, "plan": {...}} opens an attempt at step t under a plan (null where nothing is
+    guaranteed), {"attempt": a, "step": t} announces step t (or the class means). Announcing again what the same attempt announced is a
+    replay with the same draws and costs nothing, which holds only while the fingerprint is unchanged, and from no earlier than where the
+    attempt began. Otherwise a new attempt opens: its draws are fresh, and the steps begun since the checkpoint were paid for in vain.
 
+    `ahead` is called with what will have been begun under the current plan, before a line that adds to it is written.
     Raises InputError for a file that isn't a journal.
     """
 
@@ -44,24 +46,36 @@ class Journal:
         self.attempt = -1
         self.fingerprint = ""
         self.start = BEFORE_MEANS
+        self.ahead: Callable[[Spending], None] = lambda coming: None
+        self.segments: list[tuple[dict[str, Any] | None, Spending]] = []
+        """The plans in their order, each as its attempts' lines have it, and what was begun under it; replays counted once."""
         self._begun: set[tuple[int, int | str]] = set()
         try:
-            for entry in _complete_lines(path):
+            for entry in _complete_lines(path, repair=writable):
                 self._apply(entry)
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path}: expected the journal of this run's private steps; without it nobody knows what was spent") from error
 
-    def open_attempt(self, fingerprint: str, reached: int) -> None:
-        """Go on with the last attempt if its fingerprint is this one and its own weights are at hand, else open the next.
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What the last attempt's line says of its plan."""
+        return self.segments[-1][0] if self.segments else None
+
+    def open_attempt(self, fingerprint: str, reached: int, plan: dict[str, Any] | None = None) -> None:
+        """Go on with the last attempt if fingerprint and plan are these and its own weights are at hand, else open the next.
+
+        `plan` is what is to be known of the plan to price it, ready for JSON; the last attempt's if None.
 
         Weights of a step before the attempt's start are another attempt's: from there the same draws would meet other weights.
         """
-        if self.fingerprint != fingerprint or reached < self.start:
-            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint, "from": reached})
+        plan = self.plan if plan is None else plan
+        if self.fingerprint != fingerprint or reached < self.start or plan != self.plan:
+            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint, "from": reached, "plan": plan})
 
     def begin(self, what: int | str) -> None:
         """Announce a step number or MEANS; returns once the announcement is on disk."""
         if not self.has_begun(what):
+            self.ahead(_added(self.segments[-1][1], what))
             self._write({"attempt": self.attempt, "step": what})
 
     def has_begun(self, what: int | str) -> bool:
@@ -70,9 +84,8 @@ class Journal:
 
     @property
     def spending(self) -> Spending:
-        """Everything that was begun, replays counted once."""
-        means = sum(1 for _, what in self._begun if what == MEANS)
-        return Spending(steps=len(self._begun) - means, means_releases=means)
+        """Everything that was begun under any plan, replays counted once."""
+        return Spending(sum(spent.steps for _, spent in self.segments), sum(spent.means_releases for _, spent in self.segments))
 
     def begun_since(self, step: int) -> int:
         """How many steps of this attempt from `step` on were begun, which a resume from there can replay free."""
@@ -81,8 +94,12 @@ class Journal:
     def _apply(self, entry: dict[str, Any]) -> None:
         if "fingerprint" in entry:
             self.attempt, self.fingerprint, self.start = entry["attempt"], entry["fingerprint"], entry["from"]
-        else:
+            if not self.segments or entry["plan"] != self.plan:
+                self.segments.append((entry["plan"], Spending(0, 0)))
+        elif (entry["attempt"], entry["step"]) not in self._begun:
             self._begun.add((entry["attempt"], entry["step"]))
+            plan, spent = self.segments.pop()
+            self.segments.append((plan, _added(spent, entry["step"])))
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self.writable:
@@ -93,13 +110,17 @@ class Journal:
         self._apply(entry)
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's entries; a line cut short by a crash announced work that had not begun, and is dropped from the file."""
+def _added(spent: Spending, what: int | str) -> Spending:
+    return Spending(spent.steps, spent.means_releases + 1) if what == MEANS else Spending(spent.steps + 1, spent.means_releases)
+
+
+def _complete_lines(path: Path, *, repair: bool) -> list[dict[str, Any]]:
+    """The journal's entries. A line cut short by a crash announced work that had not begun; `repair` takes it out of the file."""
     if not path.exists():
         return []
     text = path.read_bytes()
     complete = text[: text.rfind(b"\n") + 1]
-    if len(complete) < len(text):
+    if len(complete) < len(text) and repair:
         os.truncate(path, len(complete))
     return [json.loads(line) for line in complete.splitlines()]
 

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ class PrivacyPlan:
     """Everything that touches private images, and what it costs.
 
     Guarantee: the outputs of `class_means`, released once, and of `steps` private steps, each built from `draw_batch`,
-    `clip_and_sum` and `privatise`, are together (epsilon, delta)-DP for adding or removing one image, where epsilon is
-    `epsilon_after(steps)` and at most the target that `calibrate` was given. It holds for any network, loss and labels.
+    `clip_and_sum` and `privatise`, are together with the mechanisms `before` (epsilon, delta)-DP for adding or removing one image,
+    where epsilon is `epsilon_after(steps)` and at most the target that `calibrate` was given. It holds for any network, loss and labels.
     """
 
     target_epsilon: float
@@ -39,6 +40,10 @@ class PrivacyPlan:
     noise_multiplier: float
     class_means: ClassMeansMechanism | None
     secure_noise: bool = False
+    start: int = 0
+    """At which of the run's private steps the plan begins; the earlier ones were made under other plans."""
+    before: tuple[Mechanism, ...] = ()
+    """What had touched the private images under other plans of the same run."""
 
     @classmethod
     def calibrate(cls, config: RunConfig, expected_size: int) -> "PrivacyPlan":
@@ -47,7 +52,25 @@ class PrivacyPlan:
         The class means get `hints.share` of the budget's mu^2, mu being the Gaussian-DP equivalent of (epsilon, delta).
         InputError where no noise is the least (nobody is drawn with more than delta) or delta is within the accountant's rounding errors.
         """
-        plan = cls.with_noise(config, expected_size, 0.0)
+        return cls.with_noise(config, expected_size, 0.0)._calibrated()
+
+    def continuing(self, before: tuple[Mechanism, ...], start: int, *, has_class_means: bool) -> "PrivacyPlan":
+        """This plan for the steps from `start` on alone, its noise calibrated so that `before` and it together stay within the target.
+
+        The class means are not released again where `has_class_means`. Raises InputError as `calibrate` does, and if `before` leaves nothing.
+        """
+        if start > self.end:
+            raise InputError(f"private.steps: expected at least the {start} that are part of the weights already, got {self.end}")
+        means = None if has_class_means else self.class_means
+        plan = replace(self, before=before, start=start, steps=self.end - start, class_means=means, noise_multiplier=0.0)
+        spent, most = plan.epsilon_after(0), self.target_epsilon * (1 - accounting.TOLERANCE if plan.steps else 1)
+        if spent > most:
+            raise InputError(f"privacy.epsilon: expected more than the {spent:.4g} that was spent before at delta = {self.delta:g}, "
+                             f"got {self.target_epsilon:g}")  # fmt: skip
+        return plan._calibrated()
+
+    def _calibrated(self) -> "PrivacyPlan":
+        plan = self
         if plan.steps == 0:
             return plan
         drawn = -math.expm1(plan.steps * math.log1p(-plan.sampling_rate)) if plan.sampling_rate < 1 else 1.0
@@ -76,21 +99,36 @@ class PrivacyPlan:
             class_means=means, secure_noise=privacy.secure_noise,
         )  # fmt: skip
 
+    def record(self) -> dict[str, Any]:
+        """All of the plan but `before`, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "before"}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], before: tuple[Mechanism, ...]) -> "PrivacyPlan":
+        """The plan whose `record` this is; TypeError or LookupError if it is no record."""
+        means = record["class_means"]
+        return cls(**record | {"class_means": None if means is None else ClassMeansMechanism(**means), "before": before})
+
+    @property
+    def end(self) -> int:
+        """The number of the run's private steps when the plan is carried out."""
+        return self.start + self.steps
+
     @property
     def sampling_rate(self) -> float:
         """q, the probability with which each unit enters a batch."""
         return self.batch_size / self.expected_size
 
     def mechanisms(self, steps: int, means_releases: int = 1) -> tuple[Mechanism, ...]:
-        """All that has touched private images after `steps` charged steps."""
+        """All that has touched private images after `steps` charged steps of this plan."""
         sgd = SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps, name="DP-SGD")
         if self.class_means is None:
-            return (sgd,)
-        return (*(GaussianMechanism(self.class_means.noise_multiplier, name="DP class means"),) * means_releases, sgd)
+            return (*self.before, sgd)
+        return (*self.before, *(GaussianMechanism(self.class_means.noise_multiplier, name="DP class means"),) * means_releases, sgd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - plans live as long as the process
     def epsilon_after(self, steps: int, means_releases: int = 1) -> float:
-        """Epsilon at `delta` once the class means and `steps` steps have been spent."""
+        """Epsilon at `delta` once the class means and `steps` steps have been spent, and what was before."""
         return accounting.epsilon_of(self.mechanisms(steps, means_releases), self.delta)
 
     def affordable_steps(self, means_releases: int) -> int:

@@ -1,8 +1,10 @@
 """privacy.json: what is claimed, of what, and with which caveats."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from dpsyngen.config import RunConfig
+from dpsyngen.privacy.continuation import Segment
 from dpsyngen.privacy.journal import Spending
 from dpsyngen.privacy.plan import PrivacyPlan
 
@@ -13,10 +15,26 @@ ACCOUNTANT = "dp-accounting, privacy loss distributions, pessimistic estimate; t
 SECURE_NOISE = "secure: Gaussians rounded exactly to a grid, on exact sums of integers"
 
 
-def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConfig, *, status: str, guaranteed: bool) -> dict[str, Any]:
+CHANGED = (
+    "the privacy settings were changed during the run; epsilon is that of all mechanisms together if the new settings were chosen "
+    "without looking at anything that the private images had a part in (weights, samples, metrics)"
+)
+
+
+def privacy_report(
+    plan: PrivacyPlan | None,
+    spending: Spending,
+    config: RunConfig,
+    *,
+    status: str,
+    guaranteed: bool,
+    earlier: Sequence[Segment] = (),
+    end: Spending | None = None,
+) -> dict[str, Any]:
     """The content of privacy.json; contains nothing that depends on the images.
 
-    While a run is under way epsilon is already the whole plan's, so the file never understates what was spent.
+    `spending` is under `plan`, after the segments `earlier`. In a run under way it is an upper bound of what was begun until the file is
+    written again, and `end` is what will have been begun under the plan when the run is finished.
     """
     if plan is None:
         return {
@@ -25,17 +43,20 @@ def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConf
             "guarantee": "none: variant nonprivate trains on the private images without any protection",
             "caveats": caveats(config, None, guaranteed=True),
         }
-    steps = spending.steps if status == "finished" else max(plan.steps, spending.steps)
+    before = sum(segment.spending.steps for segment in earlier)
     return {
         "status": status,
         "unit": UNIT,
         "adjacency": ADJACENCY,
-        "epsilon": plan.epsilon_after(steps, max(1, spending.means_releases)) if guaranteed else None,
+        "epsilon": plan.epsilon_after(spending.steps, spending.means_releases) if guaranteed else None,
         "target_epsilon": plan.target_epsilon,
         "delta": plan.delta,
         "accountant": ACCOUNTANT,
-        "mechanisms": _mechanisms(plan, steps, max(1, spending.means_releases)),
-        "steps_begun": spending.steps,
+        "mechanisms": [mechanism for segment in (*earlier, Segment(plan, spending)) for mechanism in mechanisms_of(segment)],
+        "steps_begun" if end is None else "steps_begun_at_most": before + spending.steps,
+        **({} if end is None else {"at_the_end": {
+            "steps_begun": before + end.steps, "epsilon": plan.epsilon_after(end.steps, end.means_releases) if guaranteed else None,
+        }}),
         "randomness": (
             f"256-bit key from the operating system; BLAKE2b-derived {_generator(plan)} substreams, one per (purpose, attempt, step, chunk)"
             if guaranteed
@@ -45,7 +66,7 @@ def privacy_report(plan: PrivacyPlan | None, spending: Spending, config: RunConf
         "public_inputs": {
             "expected_size": plan.expected_size, "num_classes": config.data.num_classes, "image_shape": list(config.data.image_shape),
         },
-        "caveats": caveats(config, plan, guaranteed=guaranteed),
+        "caveats": [*caveats(config, plan, guaranteed=guaranteed), *([CHANGED] if earlier else [])],
     }  # fmt: skip
 
 
@@ -53,19 +74,21 @@ def _generator(plan: PrivacyPlan) -> str:
     return "AES-256 counter mode" if plan.secure_noise else "Philox"
 
 
-def _mechanisms(plan: PrivacyPlan, steps: int, releases: int) -> list[dict[str, Any]]:
-    mechanisms: list[dict[str, Any]] = []
-    if plan.class_means is not None:
+def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
+    """The mechanisms of one segment that have been begun, each with its parameters."""
+    plan, spending, mechanisms = segment.plan, segment.spending, []
+    if plan.class_means is not None and spending.means_releases:
         means = plan.class_means
         mechanisms.append({
-            "name": "DP class means", "type": "Gaussian", "releases": releases, "noise_multiplier": means.noise_multiplier, "sensitivity": 1.0,
-            "centre": means.centre, "radius": means.radius, "count_weight": means.count_weight, "count_floor": means.count_floor,
+            "name": "DP class means", "type": "Gaussian", "releases": spending.means_releases, "noise_multiplier": means.noise_multiplier,
+            "sensitivity": 1.0, "centre": means.centre, "radius": means.radius, "count_weight": means.count_weight, "count_floor": means.count_floor,
         })  # fmt: skip
-    mechanisms.append({
-        "name": "DP-SGD", "type": "Poisson-subsampled Gaussian", "steps": steps, "noise_multiplier": plan.noise_multiplier,
-        "sampling_rate": plan.sampling_rate, "expected_batch_size": plan.batch_size, "clipping_norm": plan.clipping_norm,
-        "noise_multiplicity": plan.noise_multiplicity,
-    })  # fmt: skip
+    if spending.steps:
+        mechanisms.append({
+            "name": "DP-SGD", "type": "Poisson-subsampled Gaussian", "steps": spending.steps, "noise_multiplier": plan.noise_multiplier,
+            "sampling_rate": plan.sampling_rate, "expected_batch_size": plan.batch_size, "clipping_norm": plan.clipping_norm,
+            "noise_multiplicity": plan.noise_multiplicity,
+        })  # fmt: skip
     return mechanisms
 
 
