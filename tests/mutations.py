@@ -34,6 +34,10 @@ def _gradients(*names: str) -> tuple[str, ...]:
     return tuple(f"test_per_example.py::test_{name}" for name in names)
 
 
+def _ledger(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_ledger.py::test_{name}" for name in names)
+
+
 def _secure(*names: str) -> tuple[str, ...]:
     return tuple(f"test_secure_noise.py::test_{name}" for name in names)
 
@@ -48,6 +52,8 @@ JOURNAL = "dpsyngen/privacy/journal.py"
 LEDGER = "dpsyngen/privacy/ledger.py"
 ACCOUNTING = "dpsyngen/privacy/accounting.py"
 REPORT = "dpsyngen/privacy/report.py"
+CONTINUATION = "dpsyngen/privacy/continuation.py"
+RUN = "dpsyngen/run_directory.py"
 SAFETY = "dpsyngen/networks/safety.py"
 
 ONE_IMAGE = _rules("removing_an_image_moves_the_sum_by_at_most_c")
@@ -404,6 +410,90 @@ MUTATIONS = (
         "affordable - self._spending.steps",
         "planned - reached - self.journal.begun_since(reached)",
         _rules("steps_spent_in_vain_shorten_the_run_and_the_budget_ends_it"),
+    ),
+    Mutation(
+        "journal before privacy.json", 9, JOURNAL,
+        "            self.ahead(_added(self.segments[-1][1], what))\n            self._write({\"attempt\": self.attempt, \"step\": what})\n",
+        "            self._write({\"attempt\": self.attempt, \"step\": what})\n            self.ahead(self.segments[-1][1])\n",
+        _ledger("a_crash_between_privacy_json_and_the_journal_understates_nothing"),
+    ),
+    Mutation(
+        "privacy.json not written ahead", 9, LEDGER,
+        "        journal.ahead = ledger._tell\n",
+        "",
+        _ledger("privacy_json_covers_every_step_before_it_is_announced", "a_long_run_writes_at_twenty_points_and_is_covered_between"),
+    ),
+    Mutation(
+        "privacy.json says less and nobody notices", 9, "dpsyngen/privacy/spent.py",
+        'if steps < found["steps_begun"] or understated:',
+        "if False:",
+        _ledger("auditors_see_what_privacy_json_leaves_out"),
+    ),
+    Mutation(
+        "data left out of the fingerprint", 9, JOURNAL,
+        "parts = [data, config,",
+        "parts = [config,",
+        _ledger("other_data_is_charged"),
+    ),
+    Mutation(
+        "config left out of the fingerprint", 9, JOURNAL,
+        "parts = [data, config,",
+        "parts = [data,",
+        _ledger("another_config_is_charged"),
+    ),
+    Mutation(
+        "code left out of the fingerprint", 9, JOURNAL,
+        "code.update(file.read_bytes())",
+        "code.update(b'')",
+        _ledger("other_code_is_charged"),
+    ),
+    Mutation(
+        "process count left out of the fingerprint", 9, JOURNAL,
+        "kind, str(processes)]",
+        "kind]",
+        _ledger("another_number_of_processes_is_charged"),
+    ),
+    Mutation(
+        "threads and device left out of the fingerprint", 9, JOURNAL,
+        "*versions, kind,",
+        "*versions,",
+        _ledger("another_number_of_threads_is_charged", "another_device_kind_is_charged"),
+    ),
+    Mutation(
+        "changed privacy settings accepted", 9, RUN,
+        "if not (changed_privacy and name in PRIVACY_SETTINGS)]",
+        "if name not in PRIVACY_SETTINGS]",
+        _ledger("changed_privacy_settings_are_refused_unless_asked_for"),
+    ),
+    Mutation(
+        "another counted size accepted", 9, CONTINUATION,
+        "    if not changed_privacy:\n",
+        "    if False:\n",
+        _ledger("another_counted_size_is_another_sampling_rate"),
+    ),
+    Mutation(
+        "spending under the old settings forgotten", 9, PLAN,
+        "            return (*self.before, sgd)\n",
+        "            return (sgd,)\n",
+        _ledger("changed_settings_add_up", "full_batches_add_up_as_the_closed_form_says"),
+    ),
+    Mutation(
+        "old spending above the new target accepted", 9, PLAN,
+        "        if spent > most:\n            raise InputError",
+        "        if spent > most:\n            return replace(plan, noise_multiplier=1000.0)\n            raise InputError",
+        _ledger("what_the_new_settings_have_no_room_for_is_refused"),
+    ),
+    Mutation(
+        "timings readable by others", 8, "dpsyngen/progress.py",
+        ', private=True)',
+        ")",
+        _ledger("what_would_undo_the_noise_is_apart_and_closed_to_others"),
+    ),
+    Mutation(
+        "private files left open on resume", 8, RUN,
+        "                file.chmod(0o600)\n",
+        "                file.exists()\n",
+        _ledger("what_would_undo_the_noise_is_apart_and_closed_to_others"),
     ),
     # Rule 10: no layer mixes examples.
     Mutation(

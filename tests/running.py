@@ -19,6 +19,8 @@ TINY = ROOT / "configs" / "tiny.yaml"
 KEY = "ab" * 32
 WEIGHTS = "model/denoiser/diffusion_pytorch_model.safetensors"
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+            "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
 

@@ -502,8 +502,9 @@ def test_attempt_never_replays_on_weights_from_before_its_start(tmp_path: Path) 
     assert not resumed.has_begun(40)
 
 
-def ledger_of(tmp_path: Path, reached: int, has_class_means: bool = False) -> Ledger:
-    config = tiny_config(hints="class_means")
+def ledger_of(tmp_path: Path, reached: int, has_class_means: bool = False, *, hints: str = "class_means", steps: int = 10) -> Ledger:
+    config = tiny_config(hints=hints)
+    config = dataclasses.replace(config, private=dataclasses.replace(config.private, steps=steps))
     run = RunDirectory(tmp_path)
     (tmp_path / "private").mkdir(exist_ok=True)
     plan = PrivacyPlan.calibrate(config, 40)
