@@ -109,12 +109,12 @@ def test_a_long_run_writes_at_twenty_points_and_is_covered_between(tmp_path):
 
 
 def test_auditors_see_what_an_interrupted_run_has_spent(run, capsys):
+    plan = PrivacyPlan.from_record(attempts(run)[0]["plan"], ())
     with (run / "private/journal.jsonl").open("a") as journal:
         journal.write('{"attempt": 0, "st')  # is being written
     before = files(run)
     call(privacy_main, "--run", run, "--json")
     found = json.loads(capsys.readouterr().out)
-    plan = PrivacyPlan.from_record(attempts(run)[0]["plan"], ())
     assert (found["steps_begun"], found["epsilon"]) == (8, plan.epsilon_after(8))
     assert found["stated"] == {"status": "unfinished", "epsilon": plan.epsilon_after(8), "steps_begun_at_most": 8}
     call(privacy_main, "--run", run)
@@ -212,17 +212,21 @@ def test_another_config_is_charged(run, images, flag):
 
 
 def test_other_code_is_charged(run, images, tmp_path):
-    """One comment in one file of a copy; the copy before that is the same computation."""
+    """From a copy of the code, which is the same computation, until a file of it gets one more comment."""
     copy, again = tmp_path / "copy", shutil.copytree(run, tmp_path / "again")
     for name in ("dpsyngen", "synthetic_generators"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", copy)
-    for where, expected in ((again, FREE), (run, CHARGED)):
-        arguments = map(str, [copy / "train.py", *small(images, *TEN), "--run", where])
-        subprocess.run([sys.executable, *arguments], check=True, env=ENVIRONMENT | {"PYTHONPATH": str(copy)})
-        assert outcome(where) == expected
-        with (copy / "dpsyngen/privacy/price.py").open("a") as code:
-            code.write("# one more comment\n")
+    arguments = [*map(str, small(images, *TEN)), "--run"]
+    both = f"""
+import train
+train.main({[*arguments, str(again)]!r})
+with open("dpsyngen/privacy/price.py", "a") as code:
+    code.write("# one more comment")
+train.main({[*arguments, str(run)]!r})
+"""
+    subprocess.run([sys.executable, "-c", both], check=True, cwd=copy, env=ENVIRONMENT | {"PYTHONPATH": str(copy)})
+    assert (outcome(again), outcome(run)) == (FREE, CHARGED)
 
 
 def test_another_number_of_processes_is_charged(run, images):
