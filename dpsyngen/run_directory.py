@@ -85,7 +85,7 @@ class RunDirectory:
         if changed:
             name = min(changed, key=lambda name: name in PRIVACY_SETTINGS)
             change = f"{name} {old.get(name)!r}, not {new.get(name)!r}"
-            way_out = f"{CHANGED_PRIVACY_FLAG}, or" if resuming and name in PRIVACY_SETTINGS else "or"
+            way_out = f"{CHANGED_PRIVACY_FLAG}, or" if resuming and name in PRIVACY_SETTINGS and not self.is_finished else "or"
             raise InputError(f"{self.path}: holds a run with another config ({change}); expected the same config, {way_out} a new --run directory")
 
     @contextmanager

@@ -25,6 +25,7 @@ from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import PrivateKey
 from dpsyngen.privacy.spent import spent
 from dpsyngen.run_directory import PRIVACY_SETTINGS, RunDirectory
+from dpsyngen.summary import summary
 
 pytestmark = needs_full_device
 CHANGED = "--resume-with-changed-privacy"
@@ -120,6 +121,7 @@ def test_auditors_see_what_an_interrupted_run_has_spent(run, capsys):
     call(privacy_main, "--run", run)
     assert re.search(r"8 private steps in 1 attempts\n  DP-SGD: steps 8, .*\nspent: epsilon = .*\nprivacy.json \(unfinished\) says at most",
                      capsys.readouterr().out)  # fmt: skip
+    assert "(at most this so far; the whole run will have spent 9.99" in summary(run)
     assert files(run) == before
 
 
@@ -296,7 +298,7 @@ def test_changed_settings_add_up(run, images, monkeypatch, capsys):
     assert "epsilon: 12" in (run / "config.yaml").read_text()
     capsys.readouterr()
     said = refusal(train_main, monkeypatch, capsys, *small(images, *TEN), CHANGED, "--run", run)
-    assert "holds a run with another config" in said  # it is finished
+    assert "holds a run with another config" in said and CHANGED not in said  # it is finished
 
 
 def test_full_batches_add_up_as_the_closed_form_says(run, images):
