@@ -364,7 +364,7 @@ def test_plan_draws_everything_from_the_stream_it_promises(tmp_path):
 
 
 def test_plan_and_ledger_take_the_setting_from_the_config(tmp_path):
-    config = tiny_config()
+    config = tiny_config(hints="class_means")
     config = dataclasses.replace(config, privacy=PrivacyConfig(secure_noise=True), private=PrivateConfig(batch_size=8, steps=0, epochs=None))
     plan = PrivacyPlan.calibrate(config, 40)
     assert plan.secure_noise
