@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dpsyngen.cli import ScriptParser, dump_config, is_main_process, read_config, run_script
 from dpsyngen.config import RunConfig
-from dpsyngen.interruption import signals_raised
-from dpsyngen.privacy.randomness import destroy
+from dpsyngen.interruption import signals_deferred, signals_raised
 from dpsyngen.run_directory import CHANGED_PRIVACY_FLAG, RunDirectory
 
 
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> None:
     changed = options.resume_with_changed_privacy and not run.is_finished
     run.expect_config(dump_config(config), resuming=True, changed_privacy=changed)
     if run.is_finished:
-        destroy(run.key)  # in case the run was killed between its last file and this
+        destroy_key_left_behind(run)
     else:
         with signals_raised():
             start(config, run, changed_privacy=changed)
@@ -38,13 +37,24 @@ def main(arguments: list[str]) -> None:
 
 def start(config: RunConfig, run: RunDirectory, *, changed_privacy: bool) -> None:
     """Train from the beginning or the newest checkpoint, on as many processes as were launched."""
-    from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
-    from dpsyngen.training import prepare, train
+    with signals_deferred():  # an import that is cut short can end in any error
+        from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
+        from dpsyngen.training import prepare, train
 
     compute = Compute.start(config.compute)
     prepared = prepare(config, compute, run, changed_privacy=changed_privacy)
     with run.open(dump_config(config), changed_privacy=changed_privacy) if compute.is_main else nullcontext():
-        train(prepared, run)
+        finished_meanwhile = compute.is_main and run.is_finished  # by another train.py, before its lock was free
+        if not compute.largest_over_processes(int(finished_meanwhile)):
+            train(prepared, run)
+
+
+def destroy_key_left_behind(run: RunDirectory) -> None:
+    """Destroy a finished run's key, if it was killed between writing its last file and that."""
+    from dpsyngen.privacy.randomness import destroy  # imports SciPy, and Ctrl-C before `main` ends in a traceback
+
+    if is_main_process():
+        destroy(run.key)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dpsyngen.errors import InputError
-from dpsyngen.files import write_file, write_json, writing
+from dpsyngen.files import replacing_directory, writing
+from dpsyngen.interruption import GO_ON
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
@@ -30,21 +31,20 @@ class Checkpoint:
 def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: int) -> None:
     """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`.
 
-    Nothing old is dropped before the new one is whole and on disk. Raises InputError if it can't be written.
+    Nothing old is dropped before the new one is whole and on disk. Raises InputError if it can't be written; nothing is left of it then.
     """
-    partial, final = directory / f".{number:09d}.partial", directory / f"{number:09d}"
-    with writing(final):
-        directory.mkdir(parents=True, exist_ok=True)
-        discard_partial(directory)
-        partial.mkdir()
-        try:
-            content = _serialised(checkpoint.tensors)
-            write_file(partial / _TENSORS, content)
-            write_json(partial / _STATE, {"state": checkpoint.state, "sha256": _digest(content, checkpoint.state)})
-            _remove(final)
-            os.replace(partial, final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    final = directory / f"{number:09d}"
+    content = _serialised(checkpoint.tensors)
+    try:
+        with writing(final):
+            directory.mkdir(parents=True, exist_ok=True)
+        with replacing_directory(final) as partial:
+            (partial / _TENSORS).write_bytes(content)
+            written = {"state": checkpoint.state, "sha256": _digest(content, checkpoint.state)}
+            (partial / _STATE).write_text(json.dumps(written, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except InputError as error:
+        raise InputError(f"{error}; what was saved before is whole: {GO_ON}") from error
+    with writing(directory):
         for old in _complete(directory)[:-keep]:
             _remove(old)
 
@@ -70,10 +70,17 @@ def load_newest(directory: Path, *, quiet: bool = False) -> Checkpoint | None:
     return None
 
 
-def discard_partial(directory: Path) -> None:
-    """Remove what a crash left of checkpoints that were being written or dropped."""
-    for path in directory.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
+def discard_after(directory: Path, number: int) -> None:
+    """Remove all that comes after checkpoint `number`: what a crash left half written or half removed, and newer ones, which are damaged.
+
+    They would be met by every later resume, and count among the newest that are kept.
+    """
+    with writing(directory):
+        for path in directory.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in _complete(directory):
+            if int(path.name) > number:
+                _remove(path)
 
 
 def _load(path: Path) -> Checkpoint:
@@ -96,10 +103,10 @@ def _digest(content: bytes, state: dict[str, Any]) -> str:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint so that no half of it is ever taken for a whole one."""
-    if path.exists():
-        hidden = path.with_name(f".{path.name}.dropped")
-        os.replace(path, hidden)
-        shutil.rmtree(hidden)
+    hidden = path.with_name(f".{path.name}.dropped")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def _complete(directory: Path) -> list[Path]:

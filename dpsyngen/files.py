@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -55,8 +56,19 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 shutil.rmtree(path)
             os.replace(partial, path)
+            sync_directory(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until what was renamed in a directory is on disk too, so that a power cut can't undo it after something older was removed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any, mode: int = 0o644) -> None:

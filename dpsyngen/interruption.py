@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,6 +10,8 @@ from types import FrameType
 from dpsyngen.errors import Interrupted
 
 GO_ON = "run the same command again to go on"
+_SECOND_THOUGHT = 1.0
+"""Seconds: a launcher sends its processes the Ctrl-C that the terminal has sent them already, and that is not a second one."""
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -26,18 +29,18 @@ def signals_raised() -> Iterator[None]:
 
 @contextmanager
 def signals_deferred() -> Iterator[Callable[[], int]]:
-    """While open, SIGTERM and the first Ctrl-C are only noted; the second Ctrl-C interrupts at once.
+    """While open, SIGTERM and the first Ctrl-C are only noted; a Ctrl-C more than a second later interrupts at once.
 
     Yields a function that returns the number of the signal that came, 0 before one has. A signal that nobody acted upon raises
     Interrupted at the end.
     """
-    noted = 0
+    noted, since = 0, 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal noted
-        if noted and number == signal.SIGINT:
+        nonlocal noted, since
+        if noted and number == signal.SIGINT and time.monotonic() - since > _SECOND_THOUGHT:
             raise Interrupted(f"interrupted; {GO_ON}", number)
-        noted = noted or number
+        noted, since = noted or number, since or time.monotonic()
 
     with _handling(note):
         yield lambda: noted

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from dpsyngen.checkpoint import Checkpoint, discard_partial, load_newest, save_checkpoint
+from dpsyngen.checkpoint import Checkpoint, discard_after, load_newest, save_checkpoint
 from dpsyngen.compute import Compute
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.run_directory import RunDirectory, append_line, drop_cut_line
@@ -30,6 +30,11 @@ class Progress:
     _restored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the checkpoint that was resumed from, until the optimiser and the average have taken theirs."""
 
+    @property
+    def number(self) -> int:
+        """The number of a checkpoint that is written now; it grows over the run."""
+        return (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
+
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one, and take back log lines written after it."""
         found = load_newest(self.run.checkpoints, quiet=not self.compute.is_main)
@@ -40,7 +45,7 @@ class Progress:
             self._restored = found.tensors
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
         if self.compute.is_main:
-            discard_partial(self.run.checkpoints)
+            discard_after(self.run.checkpoints, self.number)
             self.run.rewind_metrics(position["metrics_size"])
             drop_cut_line(self.run.timings)
         self.compute.wait()  # all have read the same checkpoint before one writes the next
@@ -66,8 +71,7 @@ class Progress:
                 for index, moments in optimizer.state_dict()["state"].items():
                     tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
             position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "metrics_size": self.run.metrics_size}
-            number = (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
-            save_checkpoint(self.run.checkpoints, number, Checkpoint(tensors, position), self.checkpoints_kept)
+            save_checkpoint(self.run.checkpoints, self.number, Checkpoint(tensors, position), self.checkpoints_kept)
         self.compute.wait()
 
     def log(self, values: dict[str, float], seconds: float) -> None:

@@ -137,9 +137,11 @@ class RunDirectory:
 
 
 def append_line(path: Path, line: dict[str, Any], *, private: bool = False) -> None:
-    """Add one JSON object to a file of lines, which gets mode 0600 if it is `private`."""
+    """Add one JSON object to a file of lines, which gets mode 0600 if it is `private`, and wait until it is on disk: checkpoints count on it."""
     with writing(path), _private_file(path, "a") if private else path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _private_file(path: Path, mode: str) -> IO[str]:

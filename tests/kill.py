@@ -23,7 +23,7 @@ import psutil
 from running import ENVIRONMENT, KEY, ROOT, command, private_images, small
 
 Sight = Callable[[Path], bool]
-LENGTHS = ("--network.width=32", "--synthetic.steps=60", "--private.steps=24", "--compute.checkpoint_every=4", "--tracking.log_every=3")
+LENGTHS = ("--network.width=24", "--synthetic.steps=45", "--private.steps=18", "--compute.checkpoint_every=4", "--tracking.log_every=3")
 LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
 MOST_LAUNCHES = 12
@@ -39,8 +39,8 @@ class Moment:
     seen: Sight
     expected: str
     processes: int = 1
-    one_only: bool = False
-    """Whether one of several processes is killed and the launcher has to end the rest."""
+    rank: int | None = None
+    """Which of several processes is killed alone, so that the launcher has to end the rest; all by default."""
     signal: Signals = SIGKILL
 
 
@@ -49,20 +49,21 @@ def moments(seed: int) -> list[Moment]:
     rng = random.Random(seed)
     early = [Moment("start-up", after(rng.uniform(0.2, 4)), "before the first step") for _ in range(2)]
     early.append(Moment("start-up", lambda run: (run / "config.yaml").exists(), "before the first step"))
-    synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 18)), "synthetic step") for _ in range(3)]
-    private = [Moment("private phase", logged("private", rng.randint(1, 7)), "private step") for _ in range(4)]
-    checkpoints = (2, 2 * rng.randint(20, 50), 2 * 10**8 + rng.randint(3, 30))
+    synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 14)), "synthetic step") for _ in range(3)]
+    private = [Moment("private phase", logged("private", rng.randint(1, 5)), "private step") for _ in range(4)]
+    checkpoints = (2, 2 * rng.randint(12, 38), 2 * 10**8 + rng.randint(3, 24))
     saving = [Moment("saving a checkpoint", saves(number), "saving checkpoint") for number in checkpoints]
     between = [Moment("between phases", sight, "between phases") for sight in (lambda run: (run / "private/key").exists(), means_begun)]
-    ending = [Moment("writing model/", model_begun, "writing model/|finished") for _ in range(3)]
+    ending = [Moment("writing model/", model_begun, "writing model/|finished") for _ in range(2)]
     two = [
-        Moment("two processes, one killed", logged("private", rng.randint(1, 6)), "private step", 2, one_only=True),
+        Moment("two processes, second killed", logged("private", rng.randint(1, 4)), "private step", 2, rank=1),
+        Moment("two processes, first killed", logged("synthetic", rng.randint(1, 6)), "synthetic step", 2, rank=0),
         Moment("two processes, both killed", logged(rng.choice(["synthetic", "private"]), rng.randint(1, 6)), "step", 2),
     ]
     polite = [
-        Moment("SIGTERM", logged("private", rng.randint(1, 6)), "private step", signal=SIGTERM),
-        Moment("SIGINT", logged("synthetic", rng.randint(1, 15)), "synthetic step", signal=SIGINT),
-        Moment("SIGTERM, two processes", logged("private", rng.randint(1, 6)), "private step", 2, signal=SIGTERM),
+        Moment("SIGTERM", logged("private", rng.randint(1, 4)), "private step", signal=SIGTERM),
+        Moment("SIGINT", logged("synthetic", rng.randint(1, 12)), "synthetic step", signal=SIGINT),
+        Moment("SIGTERM, two processes", logged("private", rng.randint(1, 4)), "private step", 2, signal=SIGTERM),
     ]
     return [*early, *synthetic, *private, *saving, *between, *ending, *two, *polite]
 
@@ -137,30 +138,43 @@ def start(arguments: list[object], run: Path, processes: int) -> "subprocess.Pop
 def strike(moment: Moment, arguments: list[object], run: Path) -> tuple[str, int, str]:
     """Launch train.py and kill it at the moment, or let it finish if that doesn't come: where it was, exit status, stderr."""
     with start(arguments, run, moment.processes) as process:
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not moment.seen(run):
-            time.sleep(0.0002)
-            if time.monotonic() > deadline:
-                end(process, moment, everything=True)
-                raise TimeoutError(f"{moment.name}: no such moment in {PATIENCE} s")
-        place = where(run) if process.poll() is None else "finished"
-        if process.poll() is None:
+        place = "finished"
+        if wait_for(moment.seen, run, process):
+            place = where(run)
             end(process, moment)
         _, said = process.communicate(timeout=PATIENCE)
     return (where(run) if moment.signal is SIGKILL else place), process.returncode, said
 
 
-def end(process: "subprocess.Popen[str]", moment: Moment, *, everything: bool = False) -> None:
+def wait_for(seen: Sight, run: Path, process: "subprocess.Popen[str]") -> bool:
+    """Whether the moment came before the process ended. Raises TimeoutError, the process killed, if neither happens."""
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and not seen(run):
+        time.sleep(0.0002)
+        if time.monotonic() > deadline:
+            kill(process)
+            raise TimeoutError(f"no such moment in {PATIENCE} s, at {where(run)}")
+    return process.poll() is None
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Kill a process and all that it launched."""
+    everything = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for one in everything:
+        one.kill()
+    psutil.wait_procs(everything[1:], timeout=PATIENCE)
+
+
+def end(process: "subprocess.Popen[str]", moment: Moment) -> None:
     """Send the moment's signal: to one worker, to the launcher, which passes it on if it can, or to launcher and workers."""
-    workers = psutil.Process(process.pid).children(recursive=True) if moment.processes > 1 else []
-    if moment.one_only and not everything:
-        workers[-1].kill()
-        return
-    process.send_signal(SIGKILL if everything else moment.signal)
-    if everything or moment.signal is SIGKILL:
-        for worker in workers:
-            worker.kill()
-    psutil.wait_procs(workers, timeout=PATIENCE)
+    workers = {one.environ().get("RANK"): one for one in psutil.Process(process.pid).children(recursive=True)} if moment.processes > 1 else {}
+    if moment.rank is not None:
+        workers[str(moment.rank)].kill()
+    elif moment.signal is SIGKILL:
+        kill(process)
+    else:
+        process.send_signal(moment.signal)
+    psutil.wait_procs(list(workers.values()), timeout=PATIENCE)
 
 
 def finish(arguments: list[object], run: Path, processes: int) -> None:
@@ -207,9 +221,10 @@ def check_manners(moment: Moment, status: int, said: str) -> None:
         raise AssertionError(f"{moment.name}: expected exit status {128 + moment.signal} and nothing else, got {status}: {said!r}")
 
 
-def arguments_for(folder: Path) -> list[object]:
+def arguments_for(folder: Path, *flags: str) -> list[object]:
     """A run of a few seconds with both phases and class means, whose private draws are fixed."""
-    return small(private_images(folder / "images.npz"), f"--privacy.unsafe_fixed_key={KEY}", *LENGTHS)
+    images = private_images(folder / "images.npz")
+    return small(images, f"--privacy.unsafe_fixed_key={KEY}", f"--data.test_path={images}", *(flags or LENGTHS))
 
 
 def main() -> int:
