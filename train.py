@@ -37,12 +37,13 @@ def main(arguments: list[str]) -> None:
 def start(config: RunConfig, run: RunDirectory) -> None:
     """Train from the beginning or the newest checkpoint, on as many processes as were launched."""
     from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
+    from dpsyngen.tracking import following
     from dpsyngen.training import prepare, train
 
     compute = Compute.start(config.compute)
     prepared = prepare(config, compute)
-    with run.open(dump_config(config)) if compute.is_main else nullcontext():
-        train(prepared, run)
+    with run.open(dump_config(config)) if compute.is_main else nullcontext(), following(config, run, main=compute.is_main) as trackers:
+        train(prepared, run, trackers)
 
 
 if __name__ == "__main__":
