@@ -39,14 +39,16 @@ def start(config: RunConfig, run: RunDirectory, *, changed_privacy: bool) -> Non
     """Train from the beginning or the newest checkpoint, on as many processes as were launched."""
     with signals_deferred():  # an import that is cut short can end in any error
         from dpsyngen.compute import Compute  # after the cheap checks: importing torch takes seconds
+        from dpsyngen.tracking import following
         from dpsyngen.training import prepare, train
 
     compute = Compute.start(config.compute)
     prepared = prepare(config, compute, run, changed_privacy=changed_privacy)
-    with run.open(dump_config(config), changed_privacy=changed_privacy) if compute.is_main else nullcontext():
+    directory = run.open(dump_config(config), changed_privacy=changed_privacy) if compute.is_main else nullcontext()
+    with directory, following(config, run, main=compute.is_main) as trackers:
         finished_meanwhile = compute.is_main and run.is_finished  # by another train.py, before its lock was free
         if not compute.largest_over_processes(int(finished_meanwhile)):
-            train(prepared, run)
+            train(prepared, run, trackers)
 
 
 def destroy_key_left_behind(run: RunDirectory) -> None:

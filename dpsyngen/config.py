@@ -5,13 +5,14 @@ directory, and handed down in parts; nothing else in the product reads files or 
 Every check raises `InputError` with the dotted name of the field.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
 from dpsyngen.errors import InputError
 
 Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "nonprivate"]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
@@ -336,11 +337,26 @@ class TrackingConfig:
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    grid_every: int = 0
+    """Steps between the grids of images in previews/; with 0 there is one at the end of each phase."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where the lines of metrics.jsonl are sent as well; those of the private phase when it has ended, or each point's time would tell
+    how many images its steps drew."""
+    project: str = "dpsyngen"
+    """The project or experiment under which trackers file the run."""
     log_private_diagnostics_without_dp: bool = False
-    """Log the private loss, gradient norms, the clipped fraction and drawn batch sizes. They are NOT private."""
+    """Log the private loss, gradient norms, the clipped fraction and drawn batch sizes, and let trackers follow the private phase live.
+    They are NOT private."""
 
     def __post_init__(self) -> None:
         _require(self.log_every >= 1, "tracking.log_every", "an integer >= 1", self.log_every)
+        _require(self.grid_every >= 0, "tracking.grid_every", "an integer >= 0", self.grid_every)
+        _require(len(set(self.trackers)) == len(self.trackers), "tracking.trackers", "no name twice", self.trackers)
+        _require(bool(self.project), "tracking.project", "a name", self.project)
+
+    def grid_is_due(self, step: int, last: int) -> bool:
+        """Whether a grid of images is drawn after `step` steps of a phase that has `last`."""
+        return step == last or (self.grid_every > 0 and step % self.grid_every == 0)
 
 
 @dataclass(frozen=True)
@@ -377,6 +393,12 @@ class RunConfig:
                  "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":
             _require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
+
+    @property
+    def without_secrets(self) -> "RunConfig":
+        """The config without places of this machine and without a key, as it may leave. A path that its source needs becomes a word."""
+        path = "not-released" if self.data.source in ("folder", "npz") else None
+        return replace(self, data=replace(self.data, path=path, test_path=None), privacy=replace(self.privacy, unsafe_fixed_key=None))
 
     @property
     def is_private(self) -> bool:

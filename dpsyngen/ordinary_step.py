@@ -56,7 +56,7 @@ class OrdinaryStep:
     public: bool
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Returns {"loss": mean}, or nothing if the images are not public and the config doesn't ask for it."""
+        """Returns {"loss": mean}; of images that are not public nothing, or {"loss_without_dp": mean} if the config asks for it."""
         parameters = {f"{i}.{name}": p for i, (_, net) in enumerate(self._networks()) for name, p in net.named_parameters()}
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -66,8 +66,9 @@ class OrdinaryStep:
         reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[arg-type]
         for name, parameter in parameters.items():
             parameter.grad = reduced[name]
-        shown = self.public or self.config.tracking.log_private_diagnostics_without_dp
-        return {"loss": reduced["loss"].item()} if shown else {}
+        if self.public:
+            return {"loss": reduced["loss"].item()}
+        return {"loss_without_dp": reduced["loss"].item()} if self.config.tracking.log_private_diagnostics_without_dp else {}
 
     def _networks(self) -> list[tuple[Stage, Denoiser]]:
         """One entry per distinct network."""

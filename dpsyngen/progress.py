@@ -12,6 +12,7 @@ from dpsyngen.checkpoint import Checkpoint, discard_after, load_newest, save_che
 from dpsyngen.compute import Compute
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.run_directory import RunDirectory, append_line, drop_cut_line
+from dpsyngen.tracking import Trackers
 
 PHASES = ("synthetic", "private")
 
@@ -23,6 +24,7 @@ class Progress:
     run: RunDirectory
     compute: Compute
     denoiser: Denoiser | RoutedDenoiser
+    trackers: Trackers
     checkpoints_kept: int
     phase: str = "synthetic"
     step: int = 0
@@ -75,11 +77,12 @@ class Progress:
         self.compute.wait()
 
     def log(self, values: dict[str, float], seconds: float) -> None:
-        """One line in metrics.jsonl, and the time apart, so that metrics of a replayed run are the same bytes."""
+        """One line in metrics.jsonl, for trackers too, and the time apart, so that metrics of a replayed run are the same bytes."""
         if self.compute.is_main:
             position = {"phase": self.phase, "step": self.step}
             append_line(self.run.metrics, position | values)
             append_line(self.run.timings, position | {"seconds": round(seconds, 4)}, private=True)
+            self.trackers.follow(self.phase)
 
 
 class StepBar(tqdm):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def release(run: Path, to: Path, *, evaluation_without_privacy: bool = False, mo
     names = ["privacy.json", "metrics.jsonl", *(f"model/{name}" for name in FILES), *SAMPLES, *EVALUATION]
     optional = {"metrics.jsonl", *SAMPLES, *EVALUATION}
     with replacing_directory(to) as partial:
-        (partial / "config.yaml").write_text(dump_config(_without_secrets(config)), encoding="utf-8")
+        (partial / "config.yaml").write_text(dump_config(config.without_secrets), encoding="utf-8")
         for name in names:
             if name not in withheld and ((run / name).is_file() or name not in optional):
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +98,6 @@ def _withheld(config: RunConfig, evaluation: dict[str, Any] | None, evaluation_w
         reason = f"it was computed against images that data.public doesn't declare public; {_EVALUATION_FLAG} copies it all the same"
         reasons |= dict.fromkeys(EVALUATION, reason)
     return reasons
-
-
-def _without_secrets(config: RunConfig) -> RunConfig:
-    """The config without places of this machine and without a key; a path that the source can't do without is replaced by a word."""
-    path = "not-released" if config.data.source in ("folder", "npz") else None
-    return replace(config, data=replace(config.data, path=path, test_path=None), privacy=replace(config.privacy, unsafe_fixed_key=None))
 
 
 def _metrics(run: Path, evaluation: dict[str, Any]) -> str:

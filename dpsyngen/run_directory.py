@@ -122,6 +122,16 @@ class RunDirectory:
         return self.path / "private" / "timings.jsonl"
 
     @property
+    def previews(self) -> Path:
+        """Grids of images, drawn on the way."""
+        return self.path / "previews"
+
+    @property
+    def trackers(self) -> Path:
+        """What trackers keep on this machine, and how far each has followed."""
+        return self.path / "trackers"
+
+    @property
     def metrics_size(self) -> int:
         """Bytes of metrics.jsonl, for `rewind_metrics`."""
         return self.metrics.stat().st_size if self.metrics.exists() else 0

@@ -15,6 +15,7 @@ from dpsyngen.errors import Interrupted
 from dpsyngen.interruption import GO_ON, signals_deferred
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
+from dpsyngen.previews import write_preview
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.continuation import plan_for
 from dpsyngen.privacy.ledger import Ledger
@@ -22,6 +23,7 @@ from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, StepBar, moving_average
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.saved_model import write_model
+from dpsyngen.tracking import Trackers, expect_installed
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Preparation:
 
 def prepare(config: RunConfig, compute: Compute, run: RunDirectory, *, changed_privacy: bool = False) -> Preparation:
     """Build the network, read the private images, calibrate the noise. Raises InputError for what can't be used; writes nothing."""
+    expect_installed(config.tracking)
     denoiser = build_denoiser(config).to(compute.device)
     refuse_mixing(denoiser, config.data.image_shape)
     synthetic = synthetic_phase(config, denoiser, compute)
@@ -49,10 +52,10 @@ def prepare(config: RunConfig, compute: Compute, run: RunDirectory, *, changed_p
     return Preparation(config, compute, denoiser, dataset, plan, synthetic)
 
 
-def train(prepared: Preparation, run: RunDirectory) -> None:
+def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
     """Train from the beginning, or from the newest checkpoint, to the end; then write model/ and the final privacy.json."""
     config, compute, denoiser, plan = prepared.config, prepared.compute, prepared.denoiser, prepared.plan
-    progress = Progress(run, compute, denoiser, config.compute.checkpoints_kept)
+    progress = Progress(run, compute, denoiser, trackers, config.compute.checkpoints_kept)
     progress.resume()
     if progress.phase == "synthetic":
         if prepared.synthetic is not None:
@@ -68,6 +71,7 @@ def train(prepared: Preparation, run: RunDirectory) -> None:
         progress.save()
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
     run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_at)
+    trackers.complete()
     if compute.is_main:
         write_model(run.model, config, denoiser, ledger.report())
         ledger.close()
@@ -104,6 +108,8 @@ def run_phase(
                 progress.log(metrics, time.perf_counter() - began)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
             stopped_by = progress.compute.largest_over_processes(signal_that_came())
+            if config.tracking.grid_is_due(progress.step, last):
+                write_preview(progress, average.module, config)
             if progress.step % config.compute.checkpoint_every == 0 or progress.step == last or stopped_by:
                 progress.save(optimizer, average)
             if stopped_by:

@@ -55,6 +55,7 @@ REPORT = "dpsyngen/privacy/report.py"
 CONTINUATION = "dpsyngen/privacy/continuation.py"
 RUN = "dpsyngen/run_directory.py"
 SAFETY = "dpsyngen/networks/safety.py"
+TRACKING = "dpsyngen/tracking.py"
 
 ONE_IMAGE = _rules("removing_an_image_moves_the_sum_by_at_most_c")
 AT_MOST_C = _rules("contribution_is_at_most_c_for_any_magnitude", "contribution_is_at_most_c_where_float32_sums_go_wrong")
@@ -331,7 +332,19 @@ MUTATIONS = (
         "if True:",
         _rules("private_step_returns_nothing_unless_asked"),
     ),
+    Mutation(
+        "private points tracked as they come", 7, TRACKING,
+        'if phase == "synthetic" or self.live_without_dp:',
+        "if True:",
+        ("test_tracking.py::test_private_points_wait_for_the_end_of_their_phase",),
+    ),
     # Rule 8: the key.
+    Mutation(
+        "key sent to trackers", 8, TRACKING,
+        "asdict(config.without_secrets)",
+        "asdict(config)",
+        ("test_tracking.py::test_a_tracker_gets_the_lines_of_the_metrics_and_no_secret",),
+    ),
     Mutation(
         "key shared by two runs", 8, RANDOMNESS,
         "return cls(secrets.token_bytes(32))",

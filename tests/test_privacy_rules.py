@@ -435,7 +435,8 @@ def test_private_step_returns_nothing_unless_asked(tmp_path: Path) -> None:
     config = tiny_config()
     assert step_of(tmp_path, config, plan_with(config), dataset())(0) == {}
     asked = tiny_config(diagnostics=True)
-    assert set(step_of(tmp_path, asked, plan_with(asked), dataset())(0)) == {"loss", "gradient_norm", "clipped_fraction", "batch_size"}
+    diagnostics = {f"{name}_without_dp" for name in ("loss", "gradient_norm", "clipped_fraction", "drawn_batch_size")}
+    assert set(step_of(tmp_path, asked, plan_with(asked), dataset())(0)) == diagnostics
 
 
 # Rule 9: the journal.

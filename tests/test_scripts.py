@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from dpsyngen.saved_model import FILES
 
-NAMES = {"config.yaml", "privacy.json", "metrics.jsonl", "checkpoints", "model", "private"}
+NAMES = {"config.yaml", "privacy.json", "metrics.jsonl", "checkpoints", "model", "previews", "private"}
 
 
 # Each variant by its own config, and what else a run may be made of, spread over them.
@@ -154,8 +154,8 @@ def test_what_is_written_does_not_change_with_the_private_images(tmp_path):
 def test_private_diagnostics_are_logged_on_request_and_reported(tmp_path):
     flags = ["--tracking.log_private_diagnostics_without_dp=true", "--stages.variant=dpdm"]
     call(train_main, *small(private_images(tmp_path / "images.npz"), *flags), "--run", tmp_path / "run")
-    logged = {"phase", "step", "epsilon", "loss", "gradient_norm", "clipped_fraction", "batch_size"}
-    assert set(lines(tmp_path / "run/metrics.jsonl")[0]) == logged
+    diagnostics = {f"{name}_without_dp" for name in ("loss", "gradient_norm", "clipped_fraction", "drawn_batch_size")}
+    assert set(lines(tmp_path / "run/metrics.jsonl")[0]) == {"phase", "step", "epsilon"} | diagnostics
     assert any("diagnostics" in caveat for caveat in json.loads((tmp_path / "run/privacy.json").read_text())["caveats"])
 
 

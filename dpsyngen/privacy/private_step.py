@@ -100,4 +100,5 @@ class _Diagnostics:
             return {}
         rows = torch.cat(self.rows)
         loss, norm, clipped = rows.mean(dim=0).tolist()
-        return {"loss": loss, "gradient_norm": norm, "clipped_fraction": clipped, "batch_size": float(len(rows))}
+        values = {"loss": loss, "gradient_norm": norm, "clipped_fraction": clipped, "drawn_batch_size": float(len(rows))}
+        return {f"{name}_without_dp": value for name, value in values.items()}
