@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpsyngen.cli import OneLineParser, dump_config, load_run_config, run_script
-from dpsyngen.config import RunConfig
+from dpsyngen.config import SOURCES_WITH_PATH, RunConfig
 from dpsyngen.errors import InputError
 from dpsyngen.files import replacing_directory, writing
 from dpsyngen.model_card import metrics_section
@@ -103,8 +103,8 @@ def _withheld(config: RunConfig, evaluation: dict[str, Any] | None, evaluation_w
 
 def _without_secrets(config: RunConfig) -> RunConfig:
     """The config without places of this machine and without a key; a path that the source can't do without is replaced by a word."""
-    path = "not-released" if config.data.source in ("folder", "npz") else None
-    return replace(config, data=replace(config.data, path=path, test_path=None), privacy=replace(config.privacy, unsafe_fixed_key=None))
+    path = "not-released" if config.data.source in SOURCES_WITH_PATH else None
+    return replace(config, data=replace(config.data, path=path, test_path=None, index=None), privacy=replace(config.privacy, unsafe_fixed_key=None))
 
 
 def _metrics(run: Path, evaluation: dict[str, Any]) -> str:

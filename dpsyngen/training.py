@@ -9,7 +9,7 @@ import torch
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
-from dpsyngen.data import ImageDataset, load_train
+from dpsyngen.data import Dataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import Interrupted
 from dpsyngen.interruption import GO_ON, signals_deferred
@@ -31,7 +31,7 @@ class Preparation:
     config: RunConfig
     compute: Compute
     denoiser: Denoiser | RoutedDenoiser
-    dataset: ImageDataset
+    dataset: Dataset
     plan: PrivacyPlan | None
     """None for the variant nonprivate."""
     synthetic: Phase | None
@@ -113,10 +113,9 @@ def run_phase(
         progress.denoiser.load_state_dict(average.module.state_dict())
 
 
-def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: ImageDataset) -> torch.Tensor:
+def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset) -> torch.Tensor:
     """The DP class means, spent now; exact ones where the variant is nonprivate."""
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
-    batches = (dataset.batch(block) for block in blocks)
+    batches = (dataset.batch(np.arange(start, min(start + 1000, len(dataset)))) for start in range(0, len(dataset), 1000))
     noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
     return mechanism.release(batches, noise)  # type: ignore[union-attr]
