@@ -12,7 +12,7 @@ from dpsyngen.data.dataset import Dataset
 from dpsyngen.data.records import Records, open_npy, stamp
 from dpsyngen.errors import InputError
 
-_LABELS_PER_CHECK = 2**20
+_LABELS_PER_CHECK = 2**16
 
 
 def load_npy_train(config: DataConfig) -> Dataset:

@@ -135,7 +135,7 @@ def _members(shard: Path, file: OpenFile) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(shard, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # or they would all be kept
+                archive.members = []  # type: ignore[attr-defined]  # or they would all be kept
                 if member.isreg():
                     yield member
             end = archive.offset
