@@ -18,6 +18,7 @@ from PIL import Image
 
 from dpsyngen.config import DataConfig
 from dpsyngen.data import Dataset, load_held_out, load_test, load_train
+from dpsyngen.data.zip_directory import members
 from dpsyngen.errors import InputError
 from tests.running import ENVIRONMENT, KEY, TINY, call, refusal, train_main, weights
 
@@ -183,6 +184,31 @@ def test_shards_are_named_by_a_range_a_folder_or_one_by_one(tmp_path: Path) -> N
     assert len(load_train(config_of("webdataset", folder / "part-{001..002}.tar"))) == 40
     assert len(load_train(config_of("webdataset", folder / "part-001.tar"))) == 20
     refused(lambda: load_train(config_of("webdataset", folder / "part-{000..003}.tar")), "data.path", "part-003.tar")
+
+
+def test_the_directory_of_a_zip_is_read_as_zipfile_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"something before")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"PK, but no end"
+        for i, name in enumerate(("a.png", "b/", "b/\u00fc.png", "b/c.png")):
+            member = zipfile.ZipInfo(name)
+            member.compress_type, member.comment, member.extra = 8 * (i % 2), b"?" * i, bytes([7, 7, i, 0, *range(i)])
+            with archive.open(member, "w", force_zip64=name == "b/c.png") as stream:
+                stream.write(b"x" * i)
+    with zipfile.ZipFile(path) as archive:
+        truth = [(member.filename, member.compress_type, member.compress_size, member.header_offset) for member in archive.infolist()]
+    assert [(member.name, member.method, member.size, member.where) for member in members(path)] == truth
+
+
+def test_the_directory_of_a_zip_beyond_the_limits_of_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 400)  # zipfile takes larger offsets for too large
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    images = pictures(9)
+    path = write_zip(tmp_path / "a.zip", images)
+    assert path.read_bytes().count(b"PK\6\6") == 1
+    assert sorted(member.name for member in members(path)) == sorted(images)
+    assert np.array_equal(everything(load_train(config_of("zip", path)))[0][:, 0], [images[name] for name in in_order("zip", images)])
 
 
 def test_a_zip_leaves_out_what_a_folder_leaves_out(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Images in one .zip file: as in a folder, one subfolder per class, or without classes wherever they lie."""
 
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,11 +13,11 @@ from dpsyngen.data.encoded import SUFFIXES, EncodedImages
 from dpsyngen.data.folder import expect_class_names, expect_number_of_classes
 from dpsyngen.data.index import LARGEST, kept_index, sort_key, temporary_index
 from dpsyngen.data.records import OpenFile, stamp
+from dpsyngen.data.zip_directory import DEFLATED, STORED, Member, members
 from dpsyngen.errors import InputError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _SIGNATURE = b"PK\x03\x04"
-_ENCRYPTED = 0x1
 
 
 def load_zip_train(config: DataConfig) -> EncodedImages:
@@ -34,7 +33,7 @@ def load_zip_test(config: DataConfig) -> EncodedImages | None:
 class ZipMembers:
     """Members of one .zip file, whose local headers are at `where`; `size` bytes compressed, by deflate or not at all; `part` is 0.
 
-    `zipfile` would hold a record of every member, and read with one position for all threads.
+    `zipfile` reads with one position for all threads.
     """
 
     def __init__(self, file: OpenFile) -> None:
@@ -45,7 +44,7 @@ class ZipMembers:
         method, name_size, extra_size = self._header(place)
         start = int(place["where"]) + _LOCAL_HEADER.size + name_size + extra_size
         data = self.file.read(int(place["size"]), start)
-        return data if method == zipfile.ZIP_STORED else zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+        return data if method == STORED else zlib.decompress(data, wbits=-zlib.MAX_WBITS)
 
     def name(self, place: np.void) -> str:
         """As `Container` has it."""
@@ -83,15 +82,10 @@ def _existing_file(field: str, path: str) -> Path:
     return file
 
 
-def _members(path: Path) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
+def _visible(path: Path) -> Iterator[tuple[PurePosixPath, Member]]:
     """Path and record of each member; hidden ones, and what macOS adds, are left out."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: expected a readable .zip file ({error})") from error
-    for member in members:
-        name = PurePosixPath(member.filename)
+    for member in members(path):
+        name = PurePosixPath(member.name)
         if not any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
             yield name, member
 
@@ -102,19 +96,19 @@ def _class_names(config: DataConfig) -> tuple[str, ...]:
         expect_class_names(config.class_names)
         return config.class_names
     path = _existing_file("data.path", str(config.path))
-    names = tuple(sorted({name.parts[0] for name, member in _members(path) if len(name.parts) > 1 or member.is_dir()}))
+    names = tuple(sorted({name.parts[0] for name, member in _visible(path) if len(name.parts) > 1 or member.name.endswith("/")}))
     expect_number_of_classes(names, config, path)
     return names
 
 
 def _entries(path: Path, labels: dict[str, int] | None) -> Iterator[tuple[object, ...]]:
     """An index.ENTRY for every image of the classes; InputError for one that can't be read later."""
-    for name, member in _members(path):
-        if member.is_dir() or name.suffix.lower() not in SUFFIXES:
+    for name, member in _visible(path):
+        if member.name.endswith("/") or name.suffix.lower() not in SUFFIXES:
             continue
         label = 0 if labels is None else labels.get(name.parts[0]) if len(name.parts) > 1 else None
         if label is None:
             continue
-        if member.flag_bits & _ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.compress_size > LARGEST:
-            raise InputError(f"{path}: {member.filename}: expected a member that is deflated or stored, without a password, below 4 GiB")
-        yield sort_key(member.filename), 0, 0, False, member.header_offset, member.compress_size, 0, label
+        if member.encrypted or member.method not in (STORED, DEFLATED) or member.size > LARGEST:
+            raise InputError(f"{path}: {member.name}: expected a member that is deflated or stored, without a password, below 4 GiB")
+        yield sort_key(member.name), 0, 0, False, member.where, member.size, 0, label
