@@ -14,13 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from running import ENVIRONMENT, KEY, ROOT, TINY, call, refusal, train_main, weights
 
-from dpsyngen.config import DataConfig
+from dpsyngen.compute import Compute
+from dpsyngen.config import DataConfig, PrivateConfig, RunConfig
 from dpsyngen.data import Dataset, load_held_out, load_test, load_train
 from dpsyngen.data.zip_directory import members
 from dpsyngen.errors import InputError
-from tests.running import ENVIRONMENT, KEY, TINY, call, refusal, train_main, weights
+from dpsyngen.privacy.plan import PrivacyPlan
+from dpsyngen.privacy.randomness import SecureStream
+from dpsyngen.training import _class_means
 
 CLASSES = ("cat", "dog", "eel")
 SIZE = 8
@@ -389,6 +394,44 @@ def test_arrays_that_are_missing_or_cut_are_refused(tmp_path: Path) -> None:
         refused(lambda: load_train(config_of("npy", path, num_classes=0)), "images.npy")
 
 
+# --- class means ---
+
+
+class Sums(Compute):
+    """One of several processes: keeps what it would send to the others, and gets what they sent."""
+
+    def __init__(self, rank: int, processes: int, others: list[dict[str, torch.Tensor]]) -> None:
+        super().__init__(torch.device("cpu"), rank, processes)
+        object.__setattr__(self, "others", others)
+        object.__setattr__(self, "own", {})
+
+    def sum_over_processes(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.own.update(tensors)
+        return {name: torch.stack([tensor, *(other[name] for other in self.others)]).sum(dim=0) for name, tensor in tensors.items()}
+
+
+class Noise:
+    def begin_class_means(self) -> SecureStream:
+        return SecureStream(bytes(32))
+
+
+def test_processes_share_the_images_of_the_class_means(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = write_npy(tmp_path, rng.integers(0, 256, (2500, 8, 8), dtype=np.uint8), rng.integers(0, 3, 2500))
+    dataset = load_train(config_of("npy", path))
+    config = RunConfig(data=config_of("npy", path, expected_size=2500), private=PrivateConfig(steps=1, epochs=None, batch_size=10))
+    plan = PrivacyPlan.with_noise(config, 2500, 1.0)
+    means = [_class_means(config, plan, Noise(), dataset, compute) for compute in (Compute(torch.device("cpu")),)]
+    for processes in (2, 5):  # three blocks of images, so some of five have none
+        sent: list[dict[str, torch.Tensor]] = []
+        for rank in range(1, processes):
+            compute = Sums(rank, processes, [])
+            _class_means(config, plan, Noise(), dataset, compute)
+            sent.append(compute.own)
+        means.append(_class_means(config, plan, Noise(), dataset, Sums(0, processes, sent)))
+    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
+
+
 # --- train.py ---
 
 
@@ -430,8 +473,9 @@ def sparse(folder: Path, count: int) -> Path:
 
 TRAIN_TWICE = """
 import json, resource, sys
-from tests.running import call, train_main
-for arguments in json.loads(sys.argv[1]):
+sys.path.insert(0, sys.argv[1])
+from running import call, train_main
+for arguments in json.loads(sys.argv[2]):
     call(train_main, *arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(peak)
@@ -445,7 +489,7 @@ def test_memory_is_the_same_for_ten_thousand_and_ten_million_images(tmp_path: Pa
         flags = [f"--data.expected_size={count}", "--data.image_size=28", "--data.num_classes=10", "--hints.kind=none", "--stages.variant=dpdm",
                  "--private.batch_size=64", f"--data.held_out={count // 10}", "--run", tmp_path / f"run{count}"]  # fmt: skip
         runs.append([str(argument) for argument in training("npy", path, *flags, in_memory="auto")])
-    command = [sys.executable, "-c", TRAIN_TWICE, json.dumps(runs)]
+    command = [sys.executable, "-c", TRAIN_TWICE, str(ROOT / "tests"), json.dumps(runs)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     small, large = (int(line) for line in done.stdout.splitlines() if line.isdigit())
     assert large < 1.08 * small  # half of that is the accountant; eight bytes an image would be 16 %
