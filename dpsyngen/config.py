@@ -6,10 +6,15 @@ Every check raises `InputError` with the dotted name of the field.
 """
 
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, prod
 from typing import Literal
 
 from dpsyngen.errors import InputError
+
+SOURCES_WITH_PATH = ("folder", "zip", "webdataset", "npz", "npy")
+"""Values of data.source that need data.path."""
+AUTO_IN_MEMORY_BYTES = 2**31
+"""The most that data.in_memory auto reads into memory."""
 
 Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "nonprivate"]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
@@ -24,12 +29,20 @@ def _require(condition: bool, name: str, expected: str, value: object) -> None:
 class DataConfig:
     """The private images. What is declared here is public: the size, the classes and the image shape."""
 
-    source: Literal["mnist", "fashion_mnist", "folder", "npz"] = "mnist"
-    """mnist is embedded; fashion_mnist is found or downloaded; folder has one subfolder per class; npz has images, labels."""
+    source: Literal["mnist", "fashion_mnist", "folder", "zip", "webdataset", "npz", "npy"] = "mnist"
+    """mnist is embedded; fashion_mnist is found or downloaded; folder and zip have one subfolder per class; webdataset is .tar files with an
+    image and a .cls per sample; npz has images, labels; npy is a folder with images.npy and labels.npy, which stay on disk."""
     path: str | None = None
-    """The folder or .npz file; for fashion_mnist a folder with the four idx files, when they are not in the usual place."""
+    """The folder, .zip or .npz file; .tar files as name-{000..123}.tar, or their folder; for fashion_mnist a folder with the four idx files,
+    when they are not in the usual place."""
     test_path: str | None = None
     """Real images that evaluation may use, in the same form as path. mnist, fashion_mnist and medmnist files bring theirs."""
+    in_memory: Literal["auto", "always", "never"] = "auto"
+    """Whether folder, zip, webdataset and npy are read once, or again from disk for every batch; auto reads them once if they are not npy and
+    take at most 2 GiB as uint8. Images and order are the same. The other sources are always in memory."""
+    index: str | None = None
+    """A folder that keeps the index of a zip or webdataset source, so that it is built once and not at each start. It holds labels and
+    places of private images: never publish it. null builds it in the system's folder for temporary files."""
     image_size: int = 28
     """Height and width in pixels; images of another size are resized."""
     channels: Literal[1, 3] = 1
@@ -52,7 +65,7 @@ class DataConfig:
         _require(self.num_classes >= 0, "data.num_classes", "an integer >= 0", self.num_classes)
         _require(self.expected_size is None or self.expected_size > 0, "data.expected_size", "an integer > 0 or null", self.expected_size)
         _require(self.held_out >= 0, "data.held_out", "an integer >= 0", self.held_out)
-        if self.source in ("folder", "npz"):
+        if self.source in SOURCES_WITH_PATH:
             _require(self.path is not None, "data.path", f"a path, since data.source is {self.source}", self.path)
         if self.class_names is not None:
             _require(len(self.class_names) == self.num_classes, "data.class_names", f"{self.num_classes} names (data.num_classes)", self.class_names)
@@ -61,6 +74,12 @@ class DataConfig:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, self.image_size, self.image_size)
+
+    def held_in_memory(self, count: int) -> bool:
+        """Whether `count` images are read once, rather than again for every batch."""
+        if self.source not in ("folder", "zip", "webdataset", "npy") or self.in_memory == "always":
+            return True
+        return self.in_memory == "auto" and self.source != "npy" and count * prod(self.image_shape) <= AUTO_IN_MEMORY_BYTES
 
 
 @dataclass(frozen=True)
@@ -397,8 +416,8 @@ class RunConfig:
     @property
     def without_secrets(self) -> "RunConfig":
         """The config without places of this machine and without a key, as it may leave. A path that its source needs becomes a word."""
-        path = "not-released" if self.data.source in ("folder", "npz") else None
-        return replace(self, data=replace(self.data, path=path, test_path=None), privacy=replace(self.privacy, unsafe_fixed_key=None))
+        path = "not-released" if self.data.source in SOURCES_WITH_PATH else None
+        return replace(self, data=replace(self.data, path=path, test_path=None, index=None), privacy=replace(self.privacy, unsafe_fixed_key=None))
 
     @property
     def is_private(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import PhaseConfig, RunConfig
-from dpsyngen.data import ImageDataset, SyntheticImages
+from dpsyngen.data import Dataset, SyntheticImages
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.hints import synthetic_hints
 from dpsyngen.loss import Draws, denoising_loss, draw
@@ -31,7 +31,7 @@ def synthetic_batches(config: RunConfig) -> Batches:
     return batch
 
 
-def nonprivate_batches(dataset: ImageDataset) -> Batches:
+def nonprivate_batches(dataset: Dataset) -> Batches:
     """Private images drawn uniformly with replacement, unprotected: the ceiling that private training is compared with."""
 
     def batch(step: int, chunk: int, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, None]:

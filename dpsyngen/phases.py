@@ -8,7 +8,7 @@ from torch import nn
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import PhaseConfig, RunConfig
-from dpsyngen.data import ImageDataset
+from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import Stage, private_stage, stages
@@ -57,7 +57,7 @@ def synthetic_phase(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, comp
 def private_phase(
     config: RunConfig,
     denoiser: Denoiser | RoutedDenoiser,
-    dataset: ImageDataset,
+    dataset: Dataset,
     plan: PrivacyPlan | None,
     ledger: Ledger,
     compute: Compute,

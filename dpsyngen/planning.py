@@ -149,7 +149,8 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -
     rows = images * config.private.noise_multiplicity
     per_example = images * parameters if config.is_private else 0
     # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
-    return int(size * np.prod(config.data.image_shape) + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+    held = size * np.prod(config.data.image_shape) if config.data.held_in_memory(size) else 0
+    return int(held + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
 
 
 def print_plan(config: RunConfig) -> None:

@@ -13,7 +13,10 @@ from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, write_json, writing
 from dpsyngen.strict_yaml import parse_yaml, read_yaml
 
-MAY_CHANGE = ("compute.", "sampling.", "evaluation.", "tracking.", "data.path", "data.test_path", "data.description", "data.public")
+MAY_CHANGE = (
+    "compute.", "sampling.", "evaluation.", "tracking.",
+    "data.path", "data.test_path", "data.index", "data.in_memory", "data.description", "data.public",
+)  # fmt: skip
 """What a resumed run may have otherwise than before: the guarantee doesn't depend on it. The end of the name may be left open."""
 KEPT = ("tracking.log_private_diagnostics_without_dp",)
 """Exceptions from MAY_CHANGE."""

@@ -9,7 +9,7 @@ import torch
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
-from dpsyngen.data import ImageDataset, load_train
+from dpsyngen.data import Dataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import Interrupted
 from dpsyngen.interruption import GO_ON, signals_deferred
@@ -33,7 +33,7 @@ class Preparation:
     config: RunConfig
     compute: Compute
     denoiser: Denoiser | RoutedDenoiser
-    dataset: ImageDataset
+    dataset: Dataset
     plan: PrivacyPlan | None
     """None for the variant nonprivate."""
     synthetic: Phase | None
@@ -66,7 +66,7 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
         config, plan, run, compute, prepared.dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
     )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
-        denoiser.set_class_means(_class_means(config, plan, ledger, prepared.dataset).to(compute.device))
+        denoiser.set_class_means(_class_means(config, plan, ledger, prepared.dataset, compute).to(compute.device))
         progress.has_class_means = True
         progress.save()
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
@@ -119,10 +119,16 @@ def run_phase(
         progress.denoiser.load_state_dict(average.module.state_dict())
 
 
-def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: ImageDataset) -> torch.Tensor:
-    """The DP class means, spent now; exact ones where the variant is nonprivate."""
+def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> torch.Tensor:
+    """The DP class means, spent now; exact ones where the variant is nonprivate. The processes share the images."""
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    blocks = np.array_split(np.arange(len(dataset)), max(1, len(dataset) // 1000))
-    batches = (dataset.batch(block) for block in blocks)
+    blocks = range(compute.rank, max(compute.processes, -(-len(dataset) // 1000)), compute.processes)
+    batches = (dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), len(dataset)))) for block in blocks)
+
+    def sum_over_processes(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if compute.processes == 1:
+            return own  # not every device has float64
+        return {name: total.cpu() for name, total in compute.sum_over_processes({name: own[name].to(compute.device) for name in own}).items()}
+
     noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
-    return mechanism.release(batches, noise)  # type: ignore[union-attr]
+    return mechanism.release(batches, noise, sum_over_processes)  # type: ignore[union-attr]

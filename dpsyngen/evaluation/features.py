@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from dpsyngen.data import ImageDataset
+from dpsyngen.data import Dataset
 from dpsyngen.errors import InputError
 from dpsyngen.evaluation.classifiers import (
     BATCH_SIZE,
@@ -38,7 +38,7 @@ class FeatureExtractor:
     """(images uint8 [N, C, H, W], description of the progress bar or None) -> float32 [N, F]."""
 
 
-def build_extractor(kind: str, real_train: ImageDataset | None, seed: int, device: torch.device) -> FeatureExtractor:
+def build_extractor(kind: str, real_train: Dataset | None, seed: int, device: torch.device) -> FeatureExtractor:
     """The feature extractor that evaluation.features asks for.
 
     Args:
@@ -74,7 +74,7 @@ def _inception_extractor(device: torch.device) -> FeatureExtractor:
     )
 
 
-def _classifier_extractor(real_train: ImageDataset, seed: int, device: torch.device, reason: str) -> FeatureExtractor:
+def _classifier_extractor(real_train: Dataset, seed: int, device: torch.device, reason: str) -> FeatureExtractor:
     model = train_feature_network(real_train, seed, device)
     task = "their classes" if len(real_train.class_names) > 1 else "by how much an image is turned"
     return FeatureExtractor(
@@ -86,14 +86,14 @@ def _classifier_extractor(real_train: ImageDataset, seed: int, device: torch.dev
     )
 
 
-def train_feature_network(data: ImageDataset, seed: int, device: torch.device) -> Classifier:
+def train_feature_network(data: Dataset, seed: int, device: torch.device) -> Classifier:
     """Train the CNN of `build_classifier` on real images for 300 steps of 128, and return it in evaluation mode.
 
     It learns the labels. Where there is just one class, it learns to tell by which multiple of 90 degrees an image was turned
     (Gidaris et al., arXiv 1803.07728), which needs no labels and gives features of shapes and their parts as well.
     """
     labelled = len(data.class_names) > 1
-    channels, height, width = data.images.shape[1:]
+    channels, height, width = data.image_shape
     with seeded(seed, device):
         num_classes = len(data.class_names) if labelled else 4
         model = build_classifier("cnn", (channels, height, width), num_classes).to(device)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dpsyngen.config import EvaluationConfig
-from dpsyngen.data import ImageDataset
+from dpsyngen.data import Dataset, ImageDataset
 from dpsyngen.errors import InputError
 from dpsyngen.evaluation.classifiers import HELD_OUT_FRACTION, apply_in_batches, train_classifier
 from dpsyngen.evaluation.distances import NEIGHBOURS, frechet_distance, precision_recall
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def evaluate(
     images: np.ndarray,
     labels: np.ndarray,
-    real_train: ImageDataset | None,
+    real_train: Dataset | None,
     real_reference: ImageDataset,
     config: EvaluationConfig,
     seed: int,
@@ -127,7 +127,7 @@ def _accuracy_score(
 def _compare_features(
     extractor: FeatureExtractor,
     synthetic: ImageDataset,
-    real_train: ImageDataset | None,
+    real_train: Dataset | None,
     real: ImageDataset,
     config: EvaluationConfig,
     seed: int,
@@ -143,7 +143,7 @@ def _compare_features(
     protocol = f"Fréchet distance of {len(real_features)} real and {len(synthetic_features)} synthetic images; {extractor.protocol}"
     distance = {"name": extractor.name, "value": frechet_distance(real_features, synthetic_features), "protocol": protocol, "note": extractor.note}
     if extractor.note and real_train is not None and len(real_train) >= MIN_IMAGES:  # gives a scale to numbers that aren't known from elsewhere
-        distance["real_training_images"] = frechet_distance(real_features, extract(real_train, "real training"))
+        distance["real_training_images"] = frechet_distance(real_features, extract(real_train.for_evaluation(), "real training"))
     compared: dict[str, dict[str, Any]] = {"fid": distance}
     size = min(len(real_features), len(synthetic_features), MANIFOLD_IMAGES)
     if size > NEIGHBOURS:

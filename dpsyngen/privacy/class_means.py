@@ -1,7 +1,7 @@
 """DP class means: one Gaussian mechanism on the per-class sums and counts of the clipped images."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,16 @@ class ClassMeansMechanism:
         scaled = shifted * (image_weight / np.maximum(norms, self.radius))
         return np.where(np.isfinite(norms), scaled, 0.0), self.count_weight
 
-    def release(self, batches: Iterable[tuple[Tensor, Tensor]], rng: np.random.Generator | SecureStream) -> Tensor:
+    def release(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        rng: np.random.Generator | SecureStream,
+        sum_over_processes: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda own: own,
+    ) -> Tensor:
         """The noisy means, float32 [num_classes, C, H, W] in [-1, 1], of all (images, labels) batches. Spends the mechanism once.
 
-        With a SecureStream contributions are truncated to a grid, so that their sums are exact, and the noise is rounded to it exactly.
+        Each process has batches of its own, at least one, which may be empty; all draw the same noise, on the sums of all. With a
+        SecureStream contributions are truncated to a grid, so that their sums are exact, and the noise is rounded to it exactly.
         """
         grid = Grid.of(self.noise_multiplier, 1.0) if isinstance(rng, SecureStream) else None
         sums, counts, shape, seen = np.zeros(0), np.zeros(self.num_classes), torch.Size(), 0
@@ -58,12 +64,18 @@ class ClassMeansMechanism:
                 shape = images.shape[1:]
                 sums = np.zeros((self.num_classes, math.prod(shape)))
             scaled, weight = self.contributions(images)
+            seen += len(images)
             if grid is not None:
-                seen += len(images)
-                refuse_inexact_sums(seen)
                 scaled, weight = np.trunc(scaled * ((1 - _MARGIN) / grid.step)), math.trunc(weight * (1 - _MARGIN) / grid.step)
-            np.add.at(sums, labels.numpy(), scaled)
-            np.add.at(counts, labels.numpy(), weight)
+            for label in np.unique(labels.numpy()):
+                of_class = labels.numpy() == label
+                sums[label] += scaled[of_class].sum(axis=0)
+                counts[label] += weight * of_class.sum()
+        own = {"sums": torch.from_numpy(sums), "counts": torch.from_numpy(counts), "seen": torch.tensor([float(seen)], dtype=torch.float64)}
+        total = sum_over_processes(own)
+        if grid is not None:
+            refuse_inexact_sums(int(total["seen"]))
+        sums, counts = total["sums"].numpy(), total["counts"].numpy()
         sums, counts = self._noisy(sums, rng, grid), self._noisy(counts, rng, grid)
         return self.means(sums, counts).reshape(self.num_classes, *shape)
 

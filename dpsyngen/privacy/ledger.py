@@ -170,6 +170,6 @@ def _earlier(plan: PrivacyPlan | None, journal: Journal) -> tuple[Segment, ...]:
 def _result_deciding(config: RunConfig) -> str:
     """The parts of the config that a private step's result depends on; where the images lie isn't one of them."""
     compute = (config.compute.precision, config.compute.chunk_size, config.compute.chunks_at_once)
-    data = replace(config.data, path="", test_path=None, description="", public=False)
+    data = replace(config.data, path="", test_path=None, index=None, description="", public=False)
     parts = (config.seed, data, config.network, config.stages, config.hints, config.synthetic, config.private, config.privacy)
     return repr((*parts, compute))

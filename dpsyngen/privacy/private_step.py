@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
-from dpsyngen.data import ImageDataset
+from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.noise_levels import Stage
@@ -28,7 +28,7 @@ class PrivateStep:
 
     denoiser: Denoiser
     stage: Stage
-    dataset: ImageDataset
+    dataset: Dataset
     plan: PrivacyPlan
     key: PrivateKey
     journal: Journal

@@ -99,7 +99,7 @@ def caveats(config: RunConfig, plan: PrivacyPlan | None, *, guaranteed: bool) ->
         found.append("a fixed key was used: nothing is guaranteed")
     if config.data.expected_size is None:
         found.append("data.expected_size was taken from the data; the guarantee treats the dataset's size as public")
-    if config.data.source == "folder" and config.data.num_classes and config.data.class_names is None:
+    if config.data.source in ("folder", "zip") and config.data.num_classes and config.data.class_names is None:
         found.append("the class list was taken from the data; the guarantee treats it as public")
     if plan is not None and plan.delta >= 1 / plan.expected_size:
         found.append(f"delta = {plan.delta:g} is not below 1 / {plan.expected_size}: a mechanism that publishes one random image would satisfy it")
