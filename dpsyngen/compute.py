@@ -1,19 +1,27 @@
 """Where tensors live and who shares the work: device, precision, processes. Nothing here changes a result but by rounding."""
 
+import atexit
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from dpsyngen.config import ComputeConfig
 from dpsyngen.errors import InputError
+from dpsyngen.launcher import refuse_unsupported
+
+# How long processes wait for each other before they give up. The main process writes, prices and measures while the others wait; one that
+# dies is noticed by the launcher at once.
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,22 @@ class Compute:
 
     @classmethod
     def start(cls, config: ComputeConfig) -> "Compute":
-        """Join the processes that `accelerate launch` started, if any, and choose the device; InputError if it isn't there."""
+        """Join the processes that `accelerate launch` started, if any, and choose the device.
+
+        InputError if it isn't there or accelerate was told what can't be done. A precision of auto, which the scripts settle
+        beforehand, is float32 here.
+        """
+        refuse_unsupported()
         _expect_device(config.device)
         _keep_freed_memory()
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-        state = PartialState(cpu=config.device == "cpu" or (config.device == "auto" and not accelerated))  # or launched processes stay apart
+        on_cpu = config.device == "cpu" or (config.device == "auto" and not accelerated)
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)  # without cpu=True launched processes would stay apart
+        if state.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            raise InputError(f"accelerate launch: expected CPUs or CUDA devices, got {state.distributed_type.value}")
         several = state.num_processes > 1
+        if state.backend == "gloo":
+            atexit.register(_leave)
         device = state.device if config.device in ("auto", "cuda") or several else torch.device(config.device)
         device = torch.device("cpu") if device.type == "cpu" else device  # accelerate numbers it, which not every library takes
         return cls(device, state.process_index, state.num_processes, config.precision == "bf16")
@@ -42,12 +60,16 @@ class Compute:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    def share(self, count: int) -> range:
+        """Which of `count` pieces of work are this process's: its rank, rank + processes, ..., possibly none."""
+        return range(self.rank, count, self.processes)
+
     def deal(self, batch: np.ndarray, config: ComputeConfig) -> Iterator[dict[int, np.ndarray]]:
         """This process's chunks of a logical batch, by number, as many at a time as are to be computed together.
 
         Chunk i is the i-th piece of `config.chunk_size` entries, the last one what is left; process r has chunks r, r + processes, ...
         """
-        mine = range(self.rank, -(-len(batch) // config.chunk_size), self.processes)
+        mine = self.share(-(-len(batch) // config.chunk_size))
         for first in range(0, len(mine), config.chunks_at_once):
             numbers = mine[first : first + config.chunks_at_once]
             yield {number: batch[number * config.chunk_size : (number + 1) * config.chunk_size] for number in numbers}
@@ -57,13 +79,22 @@ class Compute:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def sum_over_processes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each tensor summed over all processes, float32, in one message."""
+        """Each tensor summed over all processes, in one message; tensors of one type, whose type and device the sums have."""
         if self.processes == 1:
             return tensors
-        flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+        flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).to(self.device)
         torch.distributed.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors.values()])
-        return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+        return {name: part.view_as(tensor).to(tensor.device) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+
+    @torch.no_grad()
+    def take_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors on `device` the values that they have on the main process, in place."""
+        if self.processes > 1:
+            for tensor in tensors:
+                sent = tensor.contiguous()
+                torch.distributed.broadcast(sent, src=0)
+                tensor.copy_(sent)
 
     def largest_over_processes(self, number: int) -> int:
         """The largest of the numbers that the processes call this with; the same on all of them."""
@@ -76,7 +107,13 @@ class Compute:
     def wait(self) -> None:
         """Let all processes come to this point."""
         if self.processes > 1:
-            torch.distributed.barrier()
+            torch.distributed.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends, or now and then the process aborts and its launcher ends the others with it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _expect_device(device: str) -> None:

@@ -327,8 +327,8 @@ MUTATIONS = (
     # Rule 7: nothing unpaid leaves.
     Mutation(
         "private loss always logged", 7, STEP,
-        "if self.config.tracking.log_private_diagnostics_without_dp:",
-        "if True:",
+        "_Diagnostics() if self.config.tracking.log_private_diagnostics_without_dp else None",
+        "_Diagnostics()",
         _rules("private_step_returns_nothing_unless_asked"),
     ),
     # Rule 8: the key.

@@ -1,12 +1,10 @@
 """One result per (config, seed, key): after 20 private steps the weights are the same on any number of processes, however many chunks at once."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from running import ENVIRONMENT, KEY, ROOT, WEIGHTS, call, private_images, small, train_main
+from running import KEY, WEIGHTS, call, launch_together, private_images, small, train_main
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,10 +26,7 @@ def whole(tmp_path: Path, run: str) -> Tensor:
 
 
 def launched(tmp_path: Path, processes: int, *flags: object) -> Tensor:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1",
-                "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", ROOT / "train.py"]  # fmt: skip
-    command = [str(part) for part in (*launcher, *arguments(tmp_path, f"on {processes}", *flags))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    done = launch_together(processes, "train.py", *arguments(tmp_path, f"on {processes}", *flags))
     assert done.returncode == 0, done.stderr
     return whole(tmp_path, f"on {processes}")
 

@@ -40,19 +40,19 @@ class PrivateStep:
         self.journal.begin(step)
         batch = self.plan.draw_batch(self.key, self.journal.attempt, step, len(self.dataset))
         total = {name: torch.zeros_like(p, dtype=self.plan.sum_dtype) for name, p in self.denoiser.named_parameters() if p.requires_grad}
-        diagnostics = _Diagnostics()
+        diagnostics = _Diagnostics() if self.config.tracking.log_private_diagnostics_without_dp else None
         for indices in self.compute.deal(batch, self.config.compute):
             examples = sum(len(part) for part in indices.values())
             record, losses = self._chunks(indices, step)
             for name, gradient in self.plan.clip_and_sum(record, examples).items():
                 total[name] += gradient
-            if self.config.tracking.log_private_diagnostics_without_dp:
+            if diagnostics is not None:
                 diagnostics.add(losses[:examples], record.norms()[:examples], self.plan.clipping_norm)
         total = self.compute.sum_over_processes(total)
         noisy = self.plan.privatise(total, self.key, self.journal.attempt, step)
         for name, parameter in self.denoiser.named_parameters():
             parameter.grad = noisy.get(name)
-        return diagnostics.summary()
+        return {} if diagnostics is None else diagnostics.summary(self.compute)
 
     def _chunks(self, indices: dict[int, np.ndarray], step: int) -> tuple[PerExampleGradients, Tensor]:
         """Per-example gradients of some chunks, B images of K rows each, and their losses [B]; `indices` by the chunks' numbers."""
@@ -87,17 +87,17 @@ class PrivateStep:
 
 
 class _Diagnostics:
-    """Means over a step's batch on this process. Not private: they describe the drawn images."""
+    """Means over a step's batch on all processes. Not private: they describe the drawn images."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []
+        self.sums = torch.zeros(4, dtype=torch.float64)
 
     def add(self, losses: Tensor, norms: Tensor, clipping_norm: float) -> None:
-        self.rows.append(torch.stack([losses, norms.float(), (norms > clipping_norm).float()], dim=1))
+        losses, norms = losses.cpu().double(), norms.cpu().double()
+        self.sums += torch.stack([losses, norms, (norms > clipping_norm).double(), torch.ones_like(norms)]).sum(dim=1)
 
-    def summary(self) -> dict[str, float]:
-        if not self.rows:
+    def summary(self, compute: Compute) -> dict[str, float]:
+        loss, norm, clipped, images = compute.sum_over_processes({"sums": self.sums})["sums"].tolist()
+        if images == 0:
             return {}
-        rows = torch.cat(self.rows)
-        loss, norm, clipped = rows.mean(dim=0).tolist()
-        return {"loss": loss, "gradient_norm": norm, "clipped_fraction": clipped, "batch_size": float(len(rows))}
+        return {"loss": loss / images, "gradient_norm": norm / images, "clipped_fraction": clipped / images, "batch_size": images}
