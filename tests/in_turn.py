@@ -2,6 +2,7 @@
 
 import json
 
+from accelerate import PartialState
 from running import script
 
 from dpsyngen.cli import run_script
@@ -10,6 +11,7 @@ from dpsyngen.cli import run_script
 def main(argv: list[str]) -> None:
     for name, *arguments in json.loads(argv[0]):
         script(name)(arguments)
+        PartialState().wait_for_everyone()  # the next one reads what the main process wrote
 
 
 if __name__ == "__main__":
