@@ -25,6 +25,20 @@ _PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What a process computes of one chunk. Its randomness is drawn for all of the chunk, so that it doesn't matter who computes what."""
+
+    chunk: int
+    entries: np.ndarray
+    """The whole chunk of the logical batch."""
+    part: slice
+    """What of these is to be computed, with start and stop."""
+
+    def __len__(self) -> int:
+        return int(self.part.stop - self.part.start)
+
+
+@dataclass(frozen=True)
 class Compute:
     """One process's place in the run."""
 
@@ -64,15 +78,25 @@ class Compute:
         """Which of `count` pieces of work are this process's: its rank, rank + processes, ..., possibly none."""
         return range(self.rank, count, self.processes)
 
-    def deal(self, batch: np.ndarray, config: ComputeConfig) -> Iterator[dict[int, np.ndarray]]:
-        """This process's chunks of a logical batch, by number, as many at a time as are to be computed together.
+    def deal(self, batch: np.ndarray, config: ComputeConfig, *, whole_chunks: bool = False) -> Iterator[list[Piece]]:
+        """This process's part of a logical batch, as much at a time as is to be computed together: `config.chunks_at_once` chunks at most.
 
-        Chunk i is the i-th piece of `config.chunk_size` entries, the last one what is left; process r has chunks r, r + processes, ...
+        Chunk i is the i-th piece of `config.chunk_size` entries, the last one what is left. Process r has the r-th of `processes` equal parts
+        of the batch, so it may share a chunk with the next; with `whole_chunks` parts end where chunks do.
         """
-        mine = self.share(-(-len(batch) // config.chunk_size))
-        for first in range(0, len(mine), config.chunks_at_once):
-            numbers = mine[first : first + config.chunks_at_once]
-            yield {number: batch[number * config.chunk_size : (number + 1) * config.chunk_size] for number in numbers}
+        size, unit = config.chunk_size, config.chunk_size if whole_chunks else 1
+        units = -(-len(batch) // unit)
+        start, stop = (min(units * rank // self.processes * unit, len(batch)) for rank in (self.rank, self.rank + 1))
+        together: list[Piece] = []
+        for chunk in range(start // size, -(-stop // size)) if start < stop else ():
+            first = chunk * size
+            piece = Piece(chunk, batch[first : first + size], slice(max(0, start - first), min(size, stop - first)))
+            if sum(map(len, together)) + len(piece) > size * config.chunks_at_once:
+                yield together
+                together = []
+            together.append(piece)
+        if together:
+            yield together
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which a network computes: bf16 where the config says so."""

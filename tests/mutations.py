@@ -100,8 +100,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rows of one image spread over the batch", 3, STEP,
-        "labels.repeat_interleave(self",
-        "labels.repeat(self",
+        "labels.repeat_interleave(copies)",
+        "labels.repeat(copies)",
         BRUTE_FORCE,
     ),
     Mutation(

@@ -1,6 +1,7 @@
 """Under accelerate launch: what it is told is done or refused, and several processes give what one gives."""
 
 import inspect
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -78,6 +79,26 @@ def test_precision_is_the_configs_or_accelerates(named: str, accelerate_says: st
     else:
         assert settled(config).compute.precision == used
         assert settled(settled(config)) == settled(config)
+
+
+@pytest.mark.parametrize("whole_chunks", [False, True])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_processes_get_equal_parts_of_a_batch_that_are_all_of_it(at_once: int, whole_chunks: bool) -> None:
+    config = ComputeConfig(chunk_size=8, chunks_at_once=at_once)
+    for size, processes in itertools.product((0, 1, 2, 7, 8, 9, 16, 50, 97), (1, 2, 3, 5)):
+        batch, found, shares = np.arange(size) * 7, [], []
+        for rank in range(processes):
+            dealt = list(Compute(torch.device("cpu"), rank, processes).deal(batch, config, whole_chunks=whole_chunks))
+            shares.append(sum(len(piece) for together in dealt for piece in together))
+            for together in dealt:
+                assert 0 < sum(map(len, together)) <= 8 * at_once
+                for piece in together:
+                    assert np.array_equal(piece.entries, batch[piece.chunk * 8 : piece.chunk * 8 + 8])
+                    assert len(piece) == len(piece.entries[piece.part]) > 0
+                    assert not whole_chunks or len(piece) == len(piece.entries)
+                    found.append(piece.entries[piece.part])
+        assert np.array_equal(np.concatenate([*found, batch[:0]]), batch)
+        assert max(shares) - min(shares) <= (8 if whole_chunks else 1) + (size % 8 if whole_chunks else 0)
 
 
 @dataclass(frozen=True)
