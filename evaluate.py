@@ -32,14 +32,14 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{samples / 'images.npz'}: expected the run's synthetic images, but there is no such file; run sample.py first")
     images, labels = read_samples(samples)
     compute = Compute.start(config.compute)
-    if not compute.is_main:
-        return  # one process measures, however many were launched
     reference = load_reference(config)
     train = load_train(config.data) if config.evaluation.features in ("auto", "classifier") else None
     result = evaluate(
         images, labels, train, reference, config.evaluation, config.seed,
-        public=config.data.public, device=compute.device,
+        public=config.data.public, compute=compute,
     )  # fmt: skip
+    if not compute.is_main:
+        return
     out = options.samples or options.run
     save_picture(result, images, labels, out / "evaluation.png")
     write_json(out / "evaluation.json", result)

@@ -5,6 +5,7 @@ from pathlib import Path
 from dpsyngen.cli import ScriptParser, load_run_config, run_script
 from dpsyngen.compute import Compute
 from dpsyngen.errors import InputError
+from dpsyngen.launcher import settled
 from dpsyngen.samples import describe_origin, make_directory, write_samples
 from dpsyngen.sampling import balanced_labels, generate
 from dpsyngen.saved_model import load_trained
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     overrides += [f"--sampling.num_images={options.num_images}"] if options.num_images is not None else []
     overrides += [f"--seed={options.seed}"] if options.seed is not None else []
 
-    trained, config = load_run_config(options.run), load_run_config(options.run, overrides)
+    trained, config = load_run_config(options.run), settled(load_run_config(options.run, overrides))
     directory = options.out if options.out is not None else options.run / "samples"
     compute = Compute.start(config.compute)
     denoiser = load_trained(options.run, trained, compute.device)

@@ -6,6 +6,7 @@ from pathlib import Path
 from dpsyngen.cli import ScriptParser, dump_config, is_main_process, read_config, run_script
 from dpsyngen.config import RunConfig
 from dpsyngen.interruption import signals_deferred, signals_raised
+from dpsyngen.launcher import settled
 from dpsyngen.run_directory import CHANGED_PRIVACY_FLAG, RunDirectory
 
 
@@ -17,7 +18,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(CHANGED_PRIVACY_FLAG, action="store_true", help="go on with other privacy settings; epsilon is of both parts together")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what it costs; touches no private data")
     options, overrides = parser.parse(arguments)
-    config = read_config(options.config, overrides)
+    config = settled(read_config(options.config, overrides))
     if options.dry_run:
         from dpsyngen.planning import print_plan
 

@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, get_args, get_origin, get_type_hints
@@ -30,6 +31,7 @@ _FIELDS: Final[dict[str, Any]] = {name: kind for name, kind in _TOP_LEVEL.items(
     f"{section}.{name}": kind for section, cls in _SECTIONS.items() for name, kind in get_type_hints(cls).items()
 }
 _PAIRS: Final = [(f"{phase}.steps", f"{phase}.epochs") for phase in ("synthetic", "private")]
+_HEAD_START: Final = 5.0  # seconds; a launcher ends the other processes as soon as the main one has ended
 _UNUSABLE_FILE: Final = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG
 )  # fmt: skip
@@ -269,7 +271,8 @@ def _metavar(flag: argparse.Action) -> str:
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line, and end as a command should.
 
-    Bad input, a full disk or a file that may not be written: one line on stderr (by the main process alone) and exit status 2;
+    Bad input, a full disk or a file that may not be written: one line on stderr (by the main process; by another only where that one has
+    no such trouble) and exit status 2;
     Ctrl-C: one line and 130, while training also SIGTERM, with 143; a reader that hangs up, as `head` does: silence and 141. Anything
     else is a bug and keeps its traceback.
     """
@@ -297,6 +300,11 @@ def is_main_process() -> bool:
 
 
 def _end(message: str, status: int) -> NoReturn:
-    if is_main_process():
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {' '.join(message.splitlines())}\n")
+    speaker = Path(sys.argv[0]).name
+    if not is_main_process():
+        if status != 2:
+            raise SystemExit(status)
+        time.sleep(_HEAD_START)
+        speaker += f": process {os.environ['RANK']}"
+    sys.stderr.write(f"{speaker}: {' '.join(message.splitlines())}\n")
     raise SystemExit(status)

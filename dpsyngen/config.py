@@ -261,8 +261,9 @@ class PrivacyConfig:
 class ComputeConfig:
     """Performance knobs; none of them touches the guarantee."""
 
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic of the network; clipping, sums, noise and weights are float32 in any case."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the network; clipping, sums, noise and weights are float32 in any case. auto takes accelerate's mixed precision,
+    float32 without it, and a run keeps what it began with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     chunk_size: int = 64

@@ -34,6 +34,10 @@ class Draws:
         """The same draws on another device."""
         return Draws(self.sigma.to(device), self.noise.to(device), self.labels.to(device))
 
+    def rows(self, which: slice | Tensor) -> "Draws":
+        """The draws of some rows: a slice, or bool [N]."""
+        return Draws(self.sigma[which], self.noise[which], self.labels[which])
+
     @classmethod
     def cat(cls, parts: "Sequence[Draws]") -> "Draws":
         """The draws of several chunks, one after another."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsyngen.compute import Compute
+from dpsyngen.compute import Compute, Piece
 from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import Dataset, SyntheticImages
 from dpsyngen.denoiser import Denoiser
@@ -61,8 +61,8 @@ class OrdinaryStep:
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         loss = torch.zeros(1, device=self.compute.device)
-        for positions in self.compute.deal(np.arange(self.phase.batch_size), self.config.compute):
-            loss += self._chunks(step, positions)
+        for pieces in self.compute.deal(np.arange(self.phase.batch_size), self.config.compute):
+            loss += self._pieces(step, pieces)
         reduced = self.compute.sum_over_processes({"loss": loss} | {name: p.grad for name, p in parameters.items()})  # type: ignore[arg-type]
         for name, parameter in parameters.items():
             parameter.grad = reduced[name]
@@ -74,12 +74,12 @@ class OrdinaryStep:
         """One entry per distinct network."""
         return list({id(denoiser): (stage, denoiser) for stage, denoiser in self.experts}.values())
 
-    def _chunks(self, step: int, positions: dict[int, np.ndarray]) -> Tensor:
-        """Add these chunks' share of the mean gradient; returns their share of the mean loss. `positions` by the chunks' numbers."""
+    def _pieces(self, step: int, pieces: list[Piece]) -> Tensor:
+        """Add the share of these pieces of chunks in the mean gradient; returns their share of the mean loss."""
         copies, share = self.phase.noise_multiplicity, torch.zeros(1, device=self.compute.device)
         parts: list[list[tuple[Tensor, Draws, Tensor | None]]] = [[] for _ in self.experts]
-        for chunk, rows in positions.items():
-            for index, part in enumerate(self._rows(step, chunk, len(rows))):
+        for piece in pieces:
+            for index, part in enumerate(self._rows(step, piece)):
                 if part is not None:
                     parts[index].append(part)
         for (_, denoiser), shares in zip(self.experts, parts, strict=True):
@@ -96,10 +96,12 @@ class OrdinaryStep:
     def _copied(self, images: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(images).to(self.compute.device).repeat_interleave(self.phase.noise_multiplicity, dim=0)
 
-    def _rows(self, step: int, chunk: int, n: int) -> Iterator[tuple[Tensor, Draws, Tensor | None] | None]:
-        """For each expert its share of one chunk, images, draws and hints, all from the chunk's own substream; None where it has none."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, step, chunk))))
-        images, labels, hints = self.batches(step, chunk, n, rng)
+    def _rows(self, step: int, piece: Piece) -> Iterator[tuple[Tensor, Draws, Tensor | None] | None]:
+        """For each expert its share of a piece, images, draws and hints, from the substream of its chunk; None where it has none."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, step, piece.chunk))))
+        images, labels, hints = self.batches(step, piece.chunk, len(piece.entries), rng)
+        positions = torch.arange(len(labels))
+        inside = (positions >= piece.part.start) & (positions < piece.part.stop)
         for index, (stage, denoiser) in enumerate(self.experts):
             mine = slice(index, None, len(self.experts))
             if not len(labels[mine]):
@@ -109,4 +111,6 @@ class OrdinaryStep:
                 rng, stage, labels[mine].repeat_interleave(self.phase.noise_multiplicity), self.config.data.image_shape, p_mean=self.phase.p_mean,
                 p_std=self.phase.p_std, label_dropout=self.config.network.label_dropout, null_label=denoiser.null_label,
             )  # fmt: skip
-            yield images[mine], draws, None if hints is None else hints[mine]
+            wanted = inside[mine]
+            rows = draws.rows(wanted.repeat_interleave(self.phase.noise_multiplicity))
+            yield (images[mine][wanted], rows, None if hints is None else hints[mine][wanted]) if wanted.any() else None

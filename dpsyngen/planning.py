@@ -156,6 +156,8 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -
 def print_plan(config: RunConfig) -> None:
     """Show the plan as a table on stdout, then its warnings."""
     plan = plan_run(config)
+    if not Compute.start(config.compute).is_main:
+        return
     table = Table(title=f"Plan of {config.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _rows(config, plan):
         table.add_row(name, value)

@@ -136,7 +136,9 @@ def generate(
     rank: int = 0,
     processes: int = 1,
 ) -> np.ndarray:
-    """Draw one image per label. Image i depends on (denoiser, config, labels[i], seed, i) alone, but for rounding.
+    """Draw one image per label. Image i depends on (denoiser, config, labels[i], seed, i) alone, but for rounding in another batch.
+
+    Batches are the same on any number of processes, so images are too, to the bit on processes with equal devices and threads.
 
     Args:
         denoiser: See `Denoiser`; label `num_classes` is its null class.
@@ -159,7 +161,7 @@ def generate(
     denoiser = guided(denoiser, config.guidance, num_classes)
     channels, height, width = image_shape
     total = len(labels)
-    size = min(config.batch_size, math.ceil(total / processes))
+    size = min(config.batch_size, total)  # whatever the number of processes: kernels may round otherwise for another number of images
     images = np.empty((total, height, width, channels), dtype=np.uint8)
     with tqdm(total=total, desc="sampling", unit="image", disable=None if progress and rank == 0 else True) as bar:
         for first in range(0, total, size * processes):  # a round: each process takes one batch, and all share the results

@@ -101,8 +101,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rows of one image spread over the batch", 3, STEP,
-        "labels.repeat_interleave(self",
-        "labels.repeat(self",
+        "labels.repeat_interleave(copies)",
+        "labels.repeat(copies)",
         BRUTE_FORCE,
     ),
     Mutation(
@@ -328,8 +328,8 @@ MUTATIONS = (
     # Rule 7: nothing unpaid leaves.
     Mutation(
         "private loss always logged", 7, STEP,
-        "if self.config.tracking.log_private_diagnostics_without_dp:",
-        "if True:",
+        "_Diagnostics() if self.config.tracking.log_private_diagnostics_without_dp else None",
+        "_Diagnostics()",
         _rules("private_step_returns_nothing_unless_asked"),
     ),
     Mutation(

@@ -48,6 +48,16 @@ def launch(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
+def launch_together(processes: int, file: str, *arguments: object, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A file of the repository under `accelerate launch`, on a CPU by gloo. With accelerate's --cpu it would be one process."""
+    defaults = ("--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no")
+    given = {option.partition("=")[0] for option in options} | ({"--multi_gpu"} if "--use_fsdp" in options else set())
+    chosen = (*options, *(option for option in defaults if option.partition("=")[0] not in given))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}", "--num_machines=1", "--main_process_port=0"]
+    line = [*launcher, *chosen, str(ROOT / file), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
 def refusal(main: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What the script says when it refuses its arguments: one line on stderr and exit status 2."""
     monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])

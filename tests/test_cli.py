@@ -436,8 +436,11 @@ def test_bad_input_ends_in_one_line_and_status_2(monkeypatch, capsys):
 
 
 def test_only_the_main_process_speaks(monkeypatch, capsys):
+    """Unless it has nothing to say: then, after a while, the process does that failed."""
+    monkeypatch.setattr("dpsyngen.cli._HEAD_START", 0.0)
     monkeypatch.setenv("RANK", "1")
-    assert end_of(raiser(InputError("a")), monkeypatch, capsys) == (2, "")
+    assert end_of(raiser(InputError("a")), monkeypatch, capsys) == (2, "train.py: process 1: a\n")
+    assert end_of(raiser(KeyboardInterrupt()), monkeypatch, capsys) == (130, "")
     monkeypatch.setenv("RANK", "0")
     assert end_of(raiser(InputError("a")), monkeypatch, capsys) == (2, "train.py: a\n")
 

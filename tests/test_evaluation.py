@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from dpsyngen.compute import Compute
 from dpsyngen.config import EvaluationConfig
 from dpsyngen.data import ImageDataset
 from dpsyngen.errors import InputError
@@ -186,7 +187,7 @@ def test_training_is_a_function_of_its_arguments(kind):
     state = torch.get_rng_state()
     first, again, other = (train_classifier(kind, data, 2, seed, CPU) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), state)
-    logits = [apply_in_batches(trained.model, data.images, CPU) for trained in (first, again, other)]
+    logits = [apply_in_batches(trained.model, data.images, Compute(CPU)) for trained in (first, again, other)]
     assert np.array_equal(logits[0], logits[1])
     assert not np.array_equal(logits[0], logits[2])
 
@@ -286,7 +287,7 @@ def test_the_feature_network_tells_turned_images():
     model = features.train_feature_network(ImageDataset(images, np.zeros(64, dtype=np.int64), ("image",)), 0, CPU)
     for turns in range(4):
         turned = np.ascontiguousarray(np.rot90(images, turns, (2, 3)))
-        assert (apply_in_batches(model, turned, CPU).argmax(1) == turns).all()
+        assert (apply_in_batches(model, turned, Compute(CPU)).argmax(1) == turns).all()
 
 
 BAD_INPUT = [
@@ -336,7 +337,7 @@ def test_inception_features_are_clean_fids(tmp_path, channels):
     for file, image in zip(files, images, strict=True):
         Image.fromarray(np.broadcast_to(image.transpose(1, 2, 0), (12, 12, 3)).copy()).save(file)
     expected = get_files_features([str(file) for file in files], model, num_workers=0, device=CPU, verbose=False)
-    actual = inception.inception_features(images, model, CPU)
+    actual = inception.inception_features(images, model, Compute(CPU))
     assert actual.shape == (4, 2048)
     assert np.allclose(actual, expected, atol=1e-5)
 
@@ -397,8 +398,8 @@ def test_without_inception_auto_takes_the_classifier(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "find_weights", functools.partial(inception.find_weights, NO_WEIGHTS, (tmp_path,)))
     data = stripes(40, 0)
     with pytest.raises(InputError, match=r"^evaluation.features: inception can't be had: .* is neither .*choose classifier or none$"):
-        features.build_extractor("inception", data, 0, CPU)
-    extractor = features.build_extractor("auto", data, 0, CPU)
+        features.build_extractor("inception", data, 0, Compute(CPU))
+    extractor = features.build_extractor("auto", data, 0, Compute(CPU))
     assert extractor.name.startswith("FID-classifier")
     assert "since Inception's weights can't be had" in extractor.note
     assert extractor.extract(data.images, None).shape == (40, 128)

@@ -3,14 +3,11 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from running import (
-    ENVIRONMENT,
     KEY,
     ROOT,
     TINY,
@@ -18,6 +15,7 @@ from running import (
     call,
     files,
     launch,
+    launch_together,
     lines,
     needs_full_device,
     private_images,
@@ -110,15 +108,13 @@ def test_two_processes_train_the_same_weights(tmp_path):
     """On a CPU by gloo, interrupted and resumed: the noise is added once, the batch is one, and only the order of sums differs."""
     flags = ["--privacy.unsafe_fixed_key", KEY, "--tracking.log_every=3", "--compute.checkpoint_every=1"]
     arguments = small(private_images(tmp_path / "images.npz"), *flags)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-                "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", ROOT / "train.py"]  # fmt: skip
-    both = [str(part) for part in (*launcher, *arguments, "--run", tmp_path / "two")]  # with --cpu accelerate would start one process
+    both = ["train.py", *arguments, "--run", tmp_path / "two"]
     stop_at_first_log(tmp_path / "two")
-    stopped = subprocess.run(both, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    stopped = launch_together(2, *both)
     assert stopped.returncode != 0
     assert stopped.stderr.count("train.py: ") == stopped.stderr.count("metrics.jsonl: expected a place that can be written") == 1
     (tmp_path / "two/metrics.jsonl").unlink()
-    resumed = subprocess.run(both, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    resumed = launch_together(2, *both)
     assert (resumed.returncode, resumed.stdout.count("training is finished"), "skipped" in resumed.stderr) == (0, 1, False), resumed.stderr
 
     call(train_main, *arguments, "--run", tmp_path / "one")

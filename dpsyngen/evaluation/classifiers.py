@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from dpsyngen.compute import Compute
 from dpsyngen.data import ImageDataset, to_unit_range
+from dpsyngen.evaluation.batches import in_batches
 
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
@@ -125,17 +126,10 @@ def optimiser_step(model: Classifier, optimiser: torch.optim.Optimizer, x: Tenso
 
 
 def apply_in_batches(
-    function: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, description: str | None = None
+    function: Callable[[Tensor], Tensor], images: np.ndarray, compute: Compute, description: str | None = None
 ) -> np.ndarray:
-    """function of images uint8 [N, C, H, W], which it gets as float32 in [-1, 1], batch by batch and without gradients.
-
-    With a description there is a progress bar.
-    """
-    starts = range(0, len(images), _INFERENCE_BATCH)
-    bar = tqdm(starts, desc=description, leave=False, disable=None if description else True)
-    with torch.inference_mode():
-        batches = (to_unit_range(images[start : start + _INFERENCE_BATCH]).to(device) for start in bar)
-        return torch.cat([function(batch).cpu() for batch in batches]).numpy()
+    """`in_batches` for a function of tensors on the device, float32 [n, C, H, W] in [-1, 1], without gradients."""
+    return in_batches(lambda batch: function(to_unit_range(batch).to(compute.device)), images, _INFERENCE_BATCH, compute, description)
 
 
 @dataclass(frozen=True)
@@ -165,6 +159,7 @@ def train_classifier(
         device: Where to compute.
         on_epoch: Called after each epoch, for a progress bar.
     """
+    alone = Compute(device)  # several processes train a classifier each, not one together
     with seeded(seed, device):
         order = torch.randperm(len(data))
         size = round(len(data) * HELD_OUT_FRACTION)
@@ -180,7 +175,7 @@ def train_classifier(
                 x, labels = data.batch(batch.numpy())
                 optimiser_step(model, optimiser, x.to(device), labels.to(device))
             model.eval()
-            logits = torch.from_numpy(apply_in_batches(model, held_out_images, device))
+            logits = torch.from_numpy(apply_in_batches(model, held_out_images, alone))
             accuracy = (logits.argmax(1) == held_out_labels).double().mean().item()
             score = (accuracy, -functional.cross_entropy(logits, held_out_labels).item())
             if score > best_score:

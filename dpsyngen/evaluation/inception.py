@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dpsyngen.compute import Compute
+from dpsyngen.evaluation.batches import in_batches
 from dpsyngen.networks.torchvision_compat import import_torchvision
 
 WEIGHTS_FILE = "inception-2015-12-05.pt"
@@ -105,11 +107,11 @@ def load_inception(folder: Path, device: torch.device) -> Callable[[Tensor], Ten
 
 
 def inception_features(
-    images: np.ndarray, inception: Callable[[Tensor], Tensor], device: torch.device, description: str | None = None
+    images: np.ndarray, inception: Callable[[Tensor], Tensor], compute: Compute, description: str | None = None
 ) -> np.ndarray:
     """Features float32 [N, 2048] of images uint8 [N, C, H, W], resized to 299 x 299 by clean-fid's bicubic filter.
 
-    Grayscale images are shown as gray RGB. With a description there is a progress bar.
+    Grayscale images are shown as gray RGB. Processes share the work; with a description there is a progress bar.
     """
     import_torchvision()
     from cleanfid.resize import build_resizer
@@ -120,14 +122,9 @@ def inception_features(
         rgb = np.broadcast_to(image.transpose(1, 2, 0), (*image.shape[1:], 3))
         return np.asarray(resize(rgb), dtype=np.float32).transpose(2, 0, 1)
 
-    features = []
-    with (
-        torch.inference_mode(),
-        ThreadPoolExecutor() as threads,  # Pillow resizes outside of Python's lock
-        tqdm(total=len(images), desc=description, unit="image", leave=False, disable=None if description else True) as bar,
-    ):
-        for start in range(0, len(images), _BATCH):
-            batch = np.stack(list(threads.map(prepare, images[start : start + _BATCH])))
-            features.append(inception(torch.from_numpy(batch).to(device)).float().cpu())
-            bar.update(len(batch))
-    return torch.cat(features).numpy()
+    with ThreadPoolExecutor() as threads:  # Pillow resizes outside of Python's lock
+
+        def features(batch: np.ndarray) -> Tensor:
+            return inception(torch.from_numpy(np.stack(list(threads.map(prepare, batch)))).to(compute.device))
+
+        return in_batches(features, images, _BATCH, compute, description)

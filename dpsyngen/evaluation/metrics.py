@@ -1,12 +1,14 @@
 """The evaluation of a synthetic dataset against real images, as one JSON-able record."""
 
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpsyngen.compute import Compute
 from dpsyngen.config import EvaluationConfig
 from dpsyngen.data import Dataset, ImageDataset
 from dpsyngen.errors import InputError
@@ -19,7 +21,7 @@ MANIFOLD_IMAGES = 3000
 """At most this many images of either kind enter precision and recall, whose cost grows with the square."""
 NOT_PRIVATE = "computed against private images: not covered by the privacy guarantee; not part of a release"
 PUBLIC = "computed against images that data.public declares public"
-CPU = torch.device("cpu")
+ALONE = Compute(torch.device("cpu"))
 
 
 def evaluate(
@@ -31,9 +33,12 @@ def evaluate(
     seed: int,
     *,
     public: bool = False,
-    device: torch.device = CPU,
+    compute: Compute = ALONE,
 ) -> dict[str, Any]:
     """Measure synthetic images against real ones. A function of its arguments alone, up to the rounding of the device.
+
+    Processes share the trainings of classifiers and the extraction of features; every one must call this and gets the whole record, which
+    is the same on any number of them, to the bit where devices and threads are equal.
 
     Args:
         images: Synthetic, uint8 [N, H, W, C]; at least 10.
@@ -43,7 +48,7 @@ def evaluate(
         config: Which metrics, and how.
         seed: Of splits, initialisation and subsets.
         public: Whether the real images are declared public.
-        device: Where to compute.
+        compute: Where, and with which other processes.
     Returns:
         "metrics": by name (cas_logistic_regression, cas_mlp, cas_cnn, fid, precision, recall) a record with value, protocol,
         reference, seed, private and details of its own; accuracies, precision and recall are in [0, 1]. "skipped": by name why
@@ -54,11 +59,12 @@ def evaluate(
     synthetic = _check(images, labels, real_reference)
     common = {"reference": f"{len(real_reference)} real {config.reference.replace('_', '-')} images", "seed": seed,
               "private": PUBLIC if public else NOT_PRIVATE}
-    extractor = None if config.features == "none" else build_extractor(config.features, real_train, seed, device)
+    extractor = None if config.features == "none" else build_extractor(config.features, real_train, seed, compute)
     metrics: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     if len(real_reference.class_names) > 1:
-        metrics |= {f"cas_{kind}": _accuracy_score(kind, synthetic, real_reference, config, seed, device) for kind in config.classifiers}
+        outcomes = _train_classifiers(synthetic, real_reference, config, seed, compute)
+        metrics |= {f"cas_{kind}": _accuracy_score(kind, outcomes[kind], synthetic, config) for kind in config.classifiers}
     else:
         skipped["cas"] = "the images have no labels, so there is nothing to classify"
     if extractor is not None:
@@ -94,23 +100,41 @@ def _check(images: np.ndarray, labels: np.ndarray, real: ImageDataset) -> ImageD
     return ImageDataset(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64), real.class_names)
 
 
-def _accuracy_score(
-    kind: str, synthetic: ImageDataset, real: ImageDataset, config: EvaluationConfig, seed: int, device: torch.device
-) -> dict[str, Any]:
-    """Classification accuracy score (Ravuri and Vinyals, arXiv 1905.10887): train on synthetic images, test on real ones."""
-    classes = len(real.class_names)
-    confusion = np.zeros((classes, classes), dtype=np.int64)
-    accuracies, selected, held_out = [], [], []
-    with tqdm(total=config.classifier_seeds * config.classifier_epochs, desc=kind, unit="epoch", leave=False, disable=None) as bar:
-        for repetition in range(config.classifier_seeds):
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of one training."""
+
+    selected_epoch: int
+    held_out_accuracy: float
+    confusion: np.ndarray
+    """Counts float64 [classes, classes]: real class by predicted class."""
+
+
+def _train_classifiers(
+    synthetic: ImageDataset, real: ImageDataset, config: EvaluationConfig, seed: int, compute: Compute
+) -> dict[str, list[_Outcome]]:
+    """Every training of every kind of classifier, dealt to the processes, which all get all outcomes."""
+    classes, seeds = len(real.class_names), config.classifier_seeds
+    outcomes = torch.zeros(len(config.classifiers) * seeds, 2 + classes**2, dtype=torch.float64)  # zeros for those of other processes
+    mine = compute.share(len(outcomes))
+    with tqdm(total=len(mine) * config.classifier_epochs, unit="epoch", leave=False, disable=None if compute.is_main else True) as bar:
+        for done, index in enumerate(mine, start=1):
+            kind, repetition = config.classifiers[index // seeds], index % seeds
+            bar.set_description(kind)
             training_seed = int(np.random.SeedSequence((seed, repetition)).generate_state(1)[0])
-            trained = train_classifier(kind, synthetic, config.classifier_epochs, training_seed, device, bar.update)
-            predicted = apply_in_batches(trained.model, real.images, device).argmax(1)
-            np.add.at(confusion, (real.labels, predicted), 1)
-            accuracies.append(float(np.mean(predicted == real.labels)))
-            selected.append(trained.selected_epoch)
-            held_out.append(trained.held_out_accuracy)
-            bar.update((repetition + 1) * config.classifier_epochs - bar.n)  # epochs that early stopping left out
+            trained = train_classifier(kind, synthetic, config.classifier_epochs, training_seed, compute.device, bar.update)
+            predicted = apply_in_batches(trained.model, real.images, Compute(compute.device)).argmax(1)
+            counts = np.bincount(real.labels * classes + predicted, minlength=classes**2)
+            outcomes[index] = torch.tensor([trained.selected_epoch, trained.held_out_accuracy, *counts], dtype=torch.float64)
+            bar.update(done * config.classifier_epochs - bar.n)  # epochs that early stopping left out
+    rows = compute.sum_over_processes({"outcomes": outcomes})["outcomes"].numpy()
+    all_outcomes = [_Outcome(int(row[0]), float(row[1]), row[2:].reshape(classes, classes)) for row in rows]
+    return {kind: all_outcomes[number * seeds : (number + 1) * seeds] for number, kind in enumerate(config.classifiers)}
+
+
+def _accuracy_score(kind: str, outcomes: list[_Outcome], synthetic: ImageDataset, config: EvaluationConfig) -> dict[str, Any]:
+    """Classification accuracy score (Ravuri and Vinyals, arXiv 1905.10887): train on synthetic images, test on real ones."""
+    accuracies = [float(outcome.confusion.trace() / outcome.confusion.sum()) for outcome in outcomes]
     return {
         "value": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
@@ -118,9 +142,9 @@ def _accuracy_score(
         f"deviation over {len(accuracies)} trainings; the best of at most {config.classifier_epochs} epochs is chosen on "
         f"{HELD_OUT_FRACTION:.0%} of the synthetic images, held out",
         "accuracies": accuracies,
-        "selected_epochs": selected,
-        "held_out_synthetic_accuracies": held_out,
-        "confusion_matrix": confusion.tolist(),
+        "selected_epochs": [outcome.selected_epoch for outcome in outcomes],
+        "held_out_synthetic_accuracies": [outcome.held_out_accuracy for outcome in outcomes],
+        "confusion_matrix": np.sum([outcome.confusion for outcome in outcomes], axis=0).astype(np.int64).tolist(),
     }
 
 

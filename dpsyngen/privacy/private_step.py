@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsyngen.compute import Compute
+from dpsyngen.compute import Compute, Piece
 from dpsyngen.config import RunConfig
 from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser
@@ -22,8 +22,8 @@ from dpsyngen.privacy.randomness import PrivateKey
 class PrivateStep:
     """Call with a step number: fills `.grad` of the denoiser's parameters (Dockhorn et al., arXiv 2210.09929, Algorithm 1).
 
-    The logical batch is cut into chunks of compute.chunk_size images, each with draws from its own substream, and the chunks are
-    dealt to the processes; so neither the number of processes nor how many chunks are computed at once changes anything but rounding.
+    The logical batch is cut into chunks of compute.chunk_size images, each with draws from its own substream, and processes get equal parts
+    of them; so neither the number of processes nor how many chunks are computed at once changes anything but rounding.
     """
 
     denoiser: Denoiser
@@ -40,23 +40,23 @@ class PrivateStep:
         self.journal.begin(step)
         batch = self.plan.draw_batch(self.key, self.journal.attempt, step, len(self.dataset))
         total = {name: torch.zeros_like(p, dtype=self.plan.sum_dtype) for name, p in self.denoiser.named_parameters() if p.requires_grad}
-        diagnostics = _Diagnostics()
-        for indices in self.compute.deal(batch, self.config.compute):
-            examples = sum(len(part) for part in indices.values())
-            record, losses = self._chunks(indices, step)
+        diagnostics = _Diagnostics() if self.config.tracking.log_private_diagnostics_without_dp else None
+        for pieces in self.compute.deal(batch, self.config.compute, whole_chunks=self.plan.secure_noise):
+            examples = sum(map(len, pieces))
+            record, losses = self._pieces(pieces, step)
             for name, gradient in self.plan.clip_and_sum(record, examples).items():
                 total[name] += gradient
-            if self.config.tracking.log_private_diagnostics_without_dp:
+            if diagnostics is not None:
                 diagnostics.add(losses[:examples], record.norms()[:examples], self.plan.clipping_norm)
         total = self.compute.sum_over_processes(total)
         noisy = self.plan.privatise(total, self.key, self.journal.attempt, step)
         for name, parameter in self.denoiser.named_parameters():
             parameter.grad = noisy.get(name)
-        return diagnostics.summary()
+        return {} if diagnostics is None else diagnostics.summary(self.compute)
 
-    def _chunks(self, indices: dict[int, np.ndarray], step: int) -> tuple[PerExampleGradients, Tensor]:
-        """Per-example gradients of some chunks, B images of K rows each, and their losses [B]; `indices` by the chunks' numbers."""
-        parts = [self._rows(chunk, part, step) for chunk, part in indices.items()]
+    def _pieces(self, pieces: list[Piece], step: int) -> tuple[PerExampleGradients, Tensor]:
+        """Per-example gradients of some pieces of chunks, B images of K rows each, and their losses [B]."""
+        parts = [self._rows(piece, step) for piece in pieces]
         if self.plan.secure_noise:  # always as many rows, see `_rows`
             parts += parts[-1:] * (self.config.compute.chunks_at_once - len(parts))
         rows, draws = torch.cat([images for images, _ in parts]), Draws.cat([drawn for _, drawn in parts])
@@ -68,37 +68,39 @@ class PrivateStep:
             losses.sum().backward()
         return record, losses.detach()
 
-    def _rows(self, chunk: int, indices: np.ndarray, step: int) -> tuple[Tensor, Draws]:
-        """One chunk's images, float32 [B, C, H, W], and the draws of their K rows each, all from the chunk's own substream.
+    def _rows(self, piece: Piece, step: int) -> tuple[Tensor, Draws]:
+        """A piece's images, float32 [B, C, H, W], and the draws of their K rows each, from the substream of its chunk.
 
         Under secure noise a short chunk is filled up: kernels may round otherwise for another number of rows, and exact sums would
-        carry that from one image to the others.
+        carry that from one image to the others. Pieces are whole chunks then.
         """
-        config = self.config
+        config, indices, part = self.config, piece.entries, piece.part
         if self.plan.secure_noise:
             indices = np.pad(indices, (0, config.compute.chunk_size - len(indices)), mode="edge")
+            part = slice(0, len(indices))
         images, labels = self.dataset.batch(indices)
+        copies = self.plan.noise_multiplicity
         drawn = draw(
-            self.plan.draw_source(self.key, self.journal.attempt, step, chunk), self.stage,
-            labels.repeat_interleave(self.plan.noise_multiplicity), config.data.image_shape, p_mean=config.private.p_mean,
+            self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.stage,
+            labels.repeat_interleave(copies), config.data.image_shape, p_mean=config.private.p_mean,
             p_std=config.private.p_std, label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
         )  # fmt: skip
-        return images, drawn
+        return images[part], drawn.rows(slice(part.start * copies, part.stop * copies))
 
 
 class _Diagnostics:
-    """Means over a step's batch on this process. Not private: they describe the drawn images."""
+    """Means over a step's batch on all processes. Not private: they describe the drawn images."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []
+        self.sums = torch.zeros(4, dtype=torch.float64)
 
     def add(self, losses: Tensor, norms: Tensor, clipping_norm: float) -> None:
-        self.rows.append(torch.stack([losses, norms.float(), (norms > clipping_norm).float()], dim=1))
+        losses, norms = losses.cpu().double(), norms.cpu().double()
+        self.sums += torch.stack([losses, norms, (norms > clipping_norm).double(), torch.ones_like(norms)]).sum(dim=1)
 
-    def summary(self) -> dict[str, float]:
-        if not self.rows:
+    def summary(self, compute: Compute) -> dict[str, float]:
+        loss, norm, clipped, images = compute.sum_over_processes({"sums": self.sums})["sums"].tolist()
+        if images == 0:
             return {}
-        rows = torch.cat(self.rows)
-        loss, norm, clipped = rows.mean(dim=0).tolist()
-        values = {"loss": loss, "gradient_norm": norm, "clipped_fraction": clipped, "drawn_batch_size": float(len(rows))}
+        values = {"loss": loss / images, "gradient_norm": norm / images, "clipped_fraction": clipped / images, "drawn_batch_size": images}
         return {f"{name}_without_dp": value for name, value in values.items()}

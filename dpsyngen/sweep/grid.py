@@ -12,6 +12,7 @@ from dpsyngen.cli import read_config
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
 from dpsyngen.field_types import plain
+from dpsyngen.launcher import settled
 
 _LONGEST_NAME = 120
 
@@ -72,7 +73,7 @@ def build_cells(configs: Sequence[Path], overrides: Sequence[str], axes: Sequenc
     cells: list[Cell] = []
     for combination in itertools.product(*(axis.values for axis in axes)):
         chosen = [f"--{field}={text}" for field, text in zip(fields, combination, strict=True)]
-        config = read_config(configs, [*overrides, *chosen])
+        config = settled(read_config(configs, [*overrides, *chosen]))
         cell = Cell({field: value_of(config, field) for field in fields}, config)
         if any(cell.values == other.values for other in cells):
             raise InputError(f"--grid {' '.join(chosen)}: expected each combination once, got a value twice")
