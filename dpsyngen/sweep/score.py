@@ -49,7 +49,9 @@ class Score:
             raise InputError(f"--select {metric}: expected a score that costs nothing or is paid for: {PUBLIC_FLAG} declares the test images public, "
                              f"{NOISE_FLAG} adds noise to the number of private images that are classified right")  # fmt: skip
         elif metric in _FEATURES and evaluation.features != "inception" and not config.data.public:
-            raise InputError(f"evaluation.features: expected inception where {metric} is the score, since other features are learnt on private images")
+            raise InputError(
+                f"evaluation.features: expected inception where {metric} is the score, since other features are learnt on private images"
+            )
         return cls(metric, noise, evaluation.classifier_seeds)
 
     @property

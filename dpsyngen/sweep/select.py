@@ -1,5 +1,6 @@
 """Repeat and select (Papernot and Steinke, arXiv 2110.03620): a random number of runs of settings drawn at random, of which only the best leaves.
 
+Its files:
     sweeps/NAME/selection.json        the terms: public
     sweeps/NAME/private/draws.json    how many runs of which settings, and the noise of their scores: drawn once, before anything runs
     sweeps/NAME/private/runs/TOKEN/   the runs; TOKEN is random, so that no name tells a number
