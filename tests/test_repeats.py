@@ -30,7 +30,7 @@ def by_hand(curve: np.ndarray, orders: np.ndarray, repeats: Repeats) -> float:
     far = orders > 1.01  # nearer to 1, Proposition 12 is numerically unstable
     if math.isinf(repeats.shape):
         at = np.log1p(1 / (orders - 1))[:, None]  # the epsilon at which delta of one run enters, by the same proposition or by Pinsker's kin
-        deltas = np.exp((orders - 1) * (curve - at + np.log1p(-1 / orders)) - np.log(orders))[:, far].min(axis=1)
+        deltas = np.exp(np.minimum((orders - 1) * (curve - at + np.log1p(-1 / orders)) - np.log(orders), 0))[:, far].min(axis=1)
         added = repeats.mean * np.minimum(deltas, np.sqrt(-np.expm1(-curve)).min())
     else:
         added = (1 + repeats.shape) * np.min((1 - 1 / orders) * curve + math.log(1 / repeats.gamma) / orders)
