@@ -96,6 +96,7 @@ def test_winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended(en
     assert files(runs[0]).keys() - {"private/stderr.log"} == before[0].keys()
 
     (runs[0] / "evaluation.png").rmdir()
+    call(evaluate_main, "--run", runs[0])  # as the next call would
     weights = (runs[1] / "model/denoiser/diffusion_pytorch_model.safetensors").read_bytes()
     call(main, *given)
     said = capsys.readouterr()
@@ -201,12 +202,12 @@ def terms_of(*flags: str, grid: tuple[str, ...], repeats: Repeats, metric: str =
 
 
 def test_price_is_paid_by_every_setting_and_covers_them_all():
-    """Settings that draw batches of their own sizes and number: each run spends what it says, together they cost at most the target."""
+    """Settings that draw batches of different sizes: each run spends what it says, together they cost at most the target."""
     repeats = Repeats(6, 1)
-    terms = terms_of("--privacy.epsilon=2", grid=("private.batch_size=50,1000", "private.steps=2,20"), repeats=repeats, noise=20.0)
+    terms = terms_of("--privacy.epsilon=2", "--private.steps=20", grid=("private.batch_size=50,1000",), repeats=repeats, noise=20.0)
     assert 1.98 <= terms.epsilon <= 2 == terms.target_epsilon
     spent = [plan.mechanisms(plan.steps) + terms.score.mechanisms for plan in terms.plans]
-    assert len(set(spent)) == 4 and all(mechanisms[-1].noise_multiplier == 20 for mechanisms in spent)
+    assert len(set(spent)) == 2 and all(mechanisms[-1].noise_multiplier == 20 for mechanisms in spent)
     assert terms.epsilon == pytest.approx(repeated_epsilon(spent, repeats, 1e-5), rel=1e-12)
     for cell, plan in zip(terms.cells, terms.plans, strict=True):
         assert plan == PrivacyPlan.calibrate(cell.config, 1000)  # what train.py will make of it
@@ -220,7 +221,7 @@ def test_noise_on_the_score_costs_and_counts_each_image_once():
     full = {"--private.batch_size=1000", "--privacy.epsilon=2"}
     free, paid = (terms_of(*full, grid=("seed=1,2",), repeats=Repeats(3, 1), noise=noise) for noise in (None, 8.0))
     assert paid.epsilon_alone < 0.95 * free.epsilon_alone and free.score.mechanisms == ()
-    for noise, trainings in ((8.0, 1), (8.0, 3), (0.3, 3), (1e4, 5)):
+    for noise, trainings in ((8.0, 1), (8.0, 3), (0.3, 3)):
         score = Score(METRIC, noise, trainings)
         record = {"confusion_matrix": [[5, 2], [1, 4]], "value": 0.75}
         other = {"confusion_matrix": [[5 - trainings, 2 + trainings], [1, 4]], "value": 0.6}  # one image, by every classifier
