@@ -69,7 +69,7 @@ def test_a_killed_sweep_goes_on_past_a_failing_cell_and_tries_it_again(tmp_path,
     with pytest.raises(SystemExit, match="1"):
         main(given)
     said = capsys.readouterr()
-    complaint = f"{sweep / NAMES[1]}: failed: train.py: {sweep / NAMES[1]}/model: expected a place that can be written (File exists)\n"
+    complaint = f"{sweep / NAMES[1]}: failed: train.py: {sweep / NAMES[1]}/model: expected a place that can be written (Not a directory)\n"
     assert said.err == complaint
     assert "3 of 4 cells are finished" in said.out and "choosing a setting by private results costs privacy" in said.out
     rows = table(sweep)
