@@ -85,7 +85,14 @@ def _privacy(report: dict[str, Any]) -> str:
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     mechanisms = _bullets([_mechanism(mechanism) for mechanism in report["mechanisms"]])
-    return f"{table}\n\nWhat touched the private images:\n\n{mechanisms}\n\nCaveats:\n\n{_bullets(report['caveats'])}"
+    selection = ""
+    if "selection" in report:
+        chosen = report["selection"]
+        selection = (
+            f"\n\nThis is the best of a random number of runs ({chosen['mean_runs']:g} on average), each of one of {chosen['settings']} settings of "
+            f"{', '.join(chosen['fields'])}, by {chosen['score']}. The choice is in epsilon; what touched the private images is named for one run."
+        )
+    return f"{table}{selection}\n\nWhat touched the private images:\n\n{mechanisms}\n\nCaveats:\n\n{_bullets(report['caveats'])}"
 
 
 def _rounded_up(epsilon: float) -> str:

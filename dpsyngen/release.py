@@ -71,6 +71,8 @@ def release(run: Path, to: Path, *, evaluation_without_privacy: bool = False, mo
 
 def _expect_releasable(files: RunDirectory, config: RunConfig, model_without_privacy: bool) -> None:
     """Raise InputError unless training is finished, the model is whole, and its release is covered by a guarantee or asked for."""
+    if files.candidate.exists():
+        raise InputError(f"{files.path}: expected a run of its own or the winner of a selection, got one of the runs that it is chosen from")
     if not files.is_finished:
         raise InputError(f"{files.path}: training is not finished; run train.py --run {files.path} again to resume it")
     guaranteed = _read_json(files.privacy).get("epsilon") is not None

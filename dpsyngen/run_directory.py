@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "private" / "journal.jsonl"
 
     @property
+    def candidate(self) -> Path:
+        """Marks a run of a selection, of which only the winner may leave."""
+        return self.path / "NOT-TO-BE-RELEASED"
+
+    @property
     def is_finished(self) -> bool:
         """Whether training ran to its end; InputError if privacy.json is damaged."""
         if not self.privacy.is_file():

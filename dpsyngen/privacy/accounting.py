@@ -5,7 +5,8 @@ The unit is one image; neighbouring datasets differ by adding or removing one. T
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,7 @@ _DELTA_PER_COMPOSITION = 1e-14
 # h = s / 10 is a thousandth of epsilon or less. Time is proportional to a single step's points.
 _INTERVALS_PER_DEVIATION = 10
 _COARSEST, _FINEST, _MOST_POINTS = 1e-2, 1e-8, 1e5
-_RDP_ORDERS = (*rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS, 2048, 4096, 8192, 16384)  # the large ones are for small epsilon
+RDP_ORDERS = (*rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS, 2048, 4096, 8192, 16384)  # the large ones are for small epsilon
 
 
 class Mechanism(Protocol):
@@ -97,14 +98,21 @@ def epsilon_of(mechanisms: tuple[Mechanism, ...], delta: float, interval: float 
 
 def renyi_epsilon_of(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     """The bound by Renyi DP (Mironov, arXiv 1702.07476), for comparison with older papers; looser than the claim, and never it."""
-    log = logging.getLogger("absl")  # warns of each order that it leaves out since a series didn't converge; the others still bound epsilon
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        accountant = rdp.RdpAccountant(_RDP_ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    with without_warnings_of_orders():
+        accountant = rdp.RdpAccountant(RDP_ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
         for mechanism in mechanisms:
             accountant.compose(mechanism.event())
         return float(accountant.get_epsilon(delta))
+
+
+@contextmanager
+def without_warnings_of_orders() -> Iterator[None]:
+    """Inside, nobody is warned of each Renyi order that is left out since a series didn't converge; the others still bound epsilon."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         log.setLevel(level)
 
@@ -150,17 +158,17 @@ def estimated_noise(epsilon: float, delta: float, rate: float, steps: int) -> fl
     return max(many, 1 / gaussian_mu(math.log1p(math.expm1(epsilon) / rate), delta / rate))
 
 
-def smallest_noise(epsilon: Callable[[float], float], target: float, start: float) -> float:
-    """The noise multiplier whose `epsilon`, a falling function of it, is at most `target` and within TOLERANCE of it.
+def smallest_noise(epsilon: Callable[[float], float], target: float, start: float, tolerance: float = TOLERANCE) -> float:
+    """The noise multiplier whose `epsilon`, a falling function of it, is at most `target` and within the relative `tolerance` of it.
 
     Epsilon falls nearly as a power of the noise, so secant steps in logarithms from `start` need few of the costly evaluations. Where
     epsilon jumps over the tolerance, the result is the upper end of the jump: never one above the target.
     """
-    aim, low, high = target * (1 - TOLERANCE / 2), 0.0, math.inf  # low: the largest noise seen to cost too much; high: the smallest seen to do
+    aim, low, high = target * (1 - tolerance / 2), 0.0, math.inf  # low: the largest noise seen to cost too much; high: the smallest seen to do
     noise, slope, previous = start, -1.5, None
     while high > low * (1 + 1e-9):
         spent = epsilon(noise)
-        if (1 - TOLERANCE) * target <= spent <= target:
+        if (1 - tolerance) * target <= spent <= target:
             return noise
         low, high = (noise, high) if spent > target else (low, noise)
         point = (math.log(noise), math.log(min(max(spent, 1e-9), 1e9)))

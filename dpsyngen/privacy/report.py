@@ -12,6 +12,8 @@ UNIT = "one image"
 ADJACENCY = "neighbouring datasets differ by adding or removing one image"
 ACCOUNTANT = "dp-accounting, privacy loss distributions, pessimistic estimate; the larger epsilon of adding and removing"
 
+CHOICE_NOT_INCLUDED = "hyperparameters that were chosen by looking at private results cost privacy that this epsilon doesn't include"
+"""A caveat of every run but the winner of a selection, which has paid for the choice (`dpsyngen.sweep.terms`)."""
 SECURE_NOISE = "secure: Gaussians rounded exactly to a grid, on exact sums of integers"
 
 
@@ -94,7 +96,7 @@ def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
 
 def caveats(config: RunConfig, plan: PrivacyPlan | None, *, guaranteed: bool) -> list[str]:
     """What a reader must know beside the numbers."""
-    found = ["hyperparameters that were chosen by looking at private results cost privacy that this epsilon doesn't include"]
+    found = [CHOICE_NOT_INCLUDED]
     if not guaranteed:
         found.append("a fixed key was used: nothing is guaranteed")
     if config.data.expected_size is None:

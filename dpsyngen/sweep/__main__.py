@@ -11,6 +11,7 @@ from dpsyngen.errors import InputError
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep.cells import Job, environments, expect_scripts, locked, run_jobs
 from dpsyngen.sweep.grid import Axis, Cell, build_cells
+from dpsyngen.sweep.selection_flags import add_selection, expect_selection, select_by_command
 from dpsyngen.sweep.table import NOT_INCLUDED, notes_on, rows, write_table
 
 
@@ -22,11 +23,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=VALUE,...", help="a field and the values it takes; may be repeated")
     parser.add_argument("--to", type=Path, metavar="DIR", help="the sweep's directory (default: sweeps/NAME); an unfinished sweep in it is resumed")
     parser.add_argument("--parallel", metavar="INT", help="cells at the same time (default: one per CUDA device, one on a CPU)")
+    add_selection(parser)
     options, overrides = parser.parse(argv)
     parallel = _positive("--parallel", options.parallel)
     cells = build_cells(options.config, overrides, [Axis.parse(text) for text in options.grid])
     expect_scripts()
     _expect_references(cells)
+    if expect_selection(options):
+        select_by_command(options, cells, lambda: environments(parallel, cells[0].config.compute.device))
+        return
     directory = options.to or Path("sweeps") / cells[0].config.name
     jobs = [Job(cell.config, RunDirectory(directory / cell.name)) for cell in cells]
     for job in jobs:

@@ -49,22 +49,23 @@ def write_table(directory: Path, table: Sequence[Row], title: str, notes: Sequen
 
 def notes_on(jobs: Sequence[Job]) -> list[str]:
     """What a reader must know beside the numbers, with what the evaluations say of their own privacy."""
-    said = [_read(job.run.path / "evaluation.json").get("private") for job in jobs]
+    said = [read_object(job.run.path / "evaluation.json").get("private") for job in jobs]
     return [NOT_INCLUDED, EACH_ALONE, *(f"metrics: {remark}" for remark in dict.fromkeys(said) if remark)]
 
 
 def _row(cell: Cell, job: Job) -> Row:
     row: Row = {**cell.values, "run": job.run.path.name, "status": job.status}
-    privacy = _read(job.run.privacy) if job.run.is_finished else {}
+    privacy = read_object(job.run.privacy) if job.run.is_finished else {}
     row |= {"epsilon": privacy.get("epsilon"), "delta": privacy.get("delta")}
-    for name, metric in _read(job.run.path / "evaluation.json").get("metrics", {}).items():
+    for name, metric in read_object(job.run.path / "evaluation.json").get("metrics", {}).items():
         row[name] = metric["value"]
         if "std" in metric:
             row[f"{name}_std"] = metric["std"]
     return row | {"failure": job.failure}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no file; InputError for a damaged one."""
     if not path.is_file():
         return {}
     try:
