@@ -2,6 +2,8 @@
 
     python tests/kill.py [--only REGEX] [--seed N]
 
+Then the same for sample.py and evaluate.py, whose files must be whole or absent when they are killed.
+
 Everything is done from outside, on the real script: the kills are aimed by what lies in the run directory. Prints a table; exit
 status 0 if every run ends with the same bytes, whatever was killed.
 """
@@ -10,6 +12,7 @@ import argparse
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,10 +45,11 @@ class Moment:
     rank: int | None = None
     """Which of several processes is killed alone, so that the launcher has to end the rest; all by default."""
     signal: Signals = SIGKILL
+    script: str = "train"
 
 
 def moments(seed: int) -> list[Moment]:
-    """The 20 kills, and three polite signals, at moments that the seed draws."""
+    """The 20 kills of train.py, three polite signals, and kills of the scripts that come after, at moments that the seed draws."""
     rng = random.Random(seed)
     early = [Moment("start-up", after(rng.uniform(0.2, 4)), "before the first step") for _ in range(2)]
     early.append(Moment("start-up", lambda run: (run / "config.yaml").exists(), "before the first step"))
@@ -65,7 +69,13 @@ def moments(seed: int) -> list[Moment]:
         Moment("SIGINT", logged("synthetic", rng.randint(1, 12)), "synthetic step", signal=SIGINT),
         Moment("SIGTERM, two processes", logged("private", rng.randint(1, 4)), "private step", 2, signal=SIGTERM),
     ]
-    return [*early, *synthetic, *private, *saving, *between, *ending, *two, *polite]
+    after_training = [
+        Moment("sample.py", after(rng.uniform(2, 8)), "", script="sample"),
+        Moment("sample.py, writing", lambda run: any(run.glob("samples/.*")), "", script="sample"),
+        Moment("evaluate.py", after(rng.uniform(2, 12)), "", script="evaluate"),
+        Moment("evaluate.py, writing", lambda run: any(run.glob(".evaluation*")), "", script="evaluate"),
+    ]
+    return [*early, *synthetic, *private, *saving, *between, *ending, *two, *polite, *after_training]
 
 
 # What can be seen from outside.
@@ -210,6 +220,42 @@ def survive(moment: Moment, arguments: list[object], folder: Path) -> tuple[str,
     raise TimeoutError(f"{moment.name}: never hit")
 
 
+def whole_outputs(finished: Path, run: Path) -> dict[str, bytes]:
+    """What sample.py and evaluate.py write into a copy of a finished run."""
+    shutil.copytree(finished, run)
+    for script in ("sample", "evaluate"):
+        subprocess.run(command(script, "--run", run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+    return {name: content for name, content in outcome(run).items() if name not in outcome(finished)}
+
+
+def survive_later(moment: Moment, finished: Path, expected: dict[str, bytes], run: Path) -> tuple[str, str]:
+    """Kill sample.py or evaluate.py and run it again: which files there were, and which weren't whole, then or in the end."""
+    shutil.copytree(finished, run)
+    if moment.script == "evaluate":
+        subprocess.run(command("sample", "--run", run), env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+    line, wrong, place = command(moment.script, "--run", run), [], ""
+    for struck in (True, False):
+        with subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            if struck and wait_for(moment.seen, run, process):
+                kill(process)
+            process.communicate(timeout=PATIENCE)
+        found = {name: content for name, content in outcome(run).items() if name in expected or "/." in f"/{name}"}
+        hidden = [name for name in found if "/." in f"/{name}"]
+        if struck:
+            place = ", ".join(Path(name).name for name in sorted(found.keys() - hidden)) or "nothing written"
+        else:
+            wrong += hidden
+            done = [name for name in expected if moment.script == "evaluate" or name.startswith("samples/")]
+            wrong += [name for name in done if name not in found]
+        wrong += [name for name in found.keys() - hidden if timeless(found[name]) != timeless(expected[name])]
+    return place, "yes" if not wrong else "NO: " + ", ".join(sorted(set(wrong)))
+
+
+def timeless(content: bytes) -> bytes:
+    """Without the time of writing, which provenance.json has."""
+    return re.sub(rb'"created": "[^"]*"', b"", content)
+
+
 def check_manners(moment: Moment, status: int, said: str) -> None:
     """A polite signal ends a process with 128 + its number, and one line that says how to go on."""
     if moment.signal is SIGKILL:
@@ -227,31 +273,40 @@ def arguments_for(folder: Path, *flags: str) -> list[object]:
     return small(images, f"--privacy.unsafe_fixed_key={KEY}", f"--data.test_path={images}", *(flags or LENGTHS))
 
 
+def verdict_on(moment: Moment, arguments: list[object], folder: Path, whole: dict[int, dict[str, bytes]], later: dict[str, bytes]) -> tuple[str, int, str]:
+    """Where the moment hit, how often the run was started again, and "yes" if it ended in the same bytes."""
+    try:
+        if moment.script != "train":
+            place, verdict = survive_later(moment, folder.parent / "whole1", later, folder)
+            return place, 1, verdict
+        place, restarts, run = survive(moment, arguments, folder)
+        found, expected = outcome(run), whole[moment.processes]
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        return place, restarts, "yes" if not wrong else "NO: " + ", ".join(wrong)
+    except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return "", 0, f"FAILED: {error}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill train.py at random moments; each run must end with the bytes of an uninterrupted one.")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the moments whose name matches, ignoring case")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="draws the moments; another one each time by default")
     options = parser.parse_args()
     chosen = [moment for moment in moments(options.seed) if re.search(options.only, moment.name, re.IGNORECASE)]
     failures = 0
+    print(f"--seed {options.seed}")
+    print(f"{'moment':28}  {'where it hit':36}  {'restarts':>8}  same bytes?", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        arguments, expected = arguments_for(folder), {}
+        arguments, whole = arguments_for(folder), {}
         for processes in sorted({moment.processes for moment in chosen}):
             finish(arguments, folder / f"whole{processes}", processes)
-            expected[processes] = outcome(folder / f"whole{processes}")
-        print(f"{'moment':28}  {'where it hit':30}  {'restarts':>8}  same bytes?", flush=True)
+            whole[processes] = outcome(folder / f"whole{processes}")
+        later = whole_outputs(folder / "whole1", folder / "later") if any(moment.script != "train" for moment in chosen) else {}
         for number, moment in enumerate(chosen):
-            try:
-                place, restarts, run = survive(moment, arguments, folder / str(number))
-                found = outcome(run)
-                whole = expected[moment.processes]
-                wrong = sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
-                verdict = "yes" if not wrong else "NO: " + ", ".join(wrong)
-            except (AssertionError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-                place, restarts, verdict = "", 0, f"FAILED: {error}"
+            place, restarts, verdict = verdict_on(moment, arguments, folder / str(number), whole, later)
             failures += verdict != "yes"
-            print(f"{moment.name:28}  {place:30}  {restarts:8}  {verdict}", flush=True)
+            print(f"{moment.name:28}  {place:36}  {restarts:8}  {verdict}", flush=True)
     print(f"{len(chosen) - failures} of {len(chosen)} runs ended as if nothing had happened")
     return int(failures > 0)
 

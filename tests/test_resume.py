@@ -2,18 +2,16 @@
 
 import json
 import re
+import resource
 import shutil
-import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from running import (
-    ENVIRONMENT,
     KEY,
     call,
-    command,
     files,
     lines,
     needs_full_device,
@@ -25,6 +23,8 @@ from running import (
     weights,
 )
 
+from dpsyngen.checkpoint import Checkpoint, discard_after, load_newest, save_checkpoint
+from dpsyngen.errors import InputError
 from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, fingerprint
 from dpsyngen.privacy.randomness import PrivateKey
 from dpsyngen.run_directory import RunDirectory
@@ -58,33 +58,6 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert files(tmp_path / "run") == before
 
 
-def kill_in(phase: str, run: Path, arguments: list[object]) -> None:
-    """Launch train.py and kill it, as a power cut would, once it has logged a few steps of the phase."""
-    with subprocess.Popen(command("train", *arguments, "--run", run), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        while process.poll() is None and not (run / "metrics.jsonl").exists():
-            time.sleep(0.005)
-        while process.poll() is None and (run / "metrics.jsonl").read_text().count(f'"{phase}"') < 3:
-            time.sleep(0.005)
-        process.kill()
-        assert process.stdout is not None
-        assert b"finished" not in process.stdout.read()
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    lengths = ["--synthetic.steps=120", "--private.steps=24", "--compute.checkpoint_every=7", "--tracking.log_every=3"]
-    arguments = small(private_images(tmp_path / "images.npz"), FIXED, *lengths)
-    kill_in("synthetic", tmp_path / "killed", arguments)
-    assert not (tmp_path / "killed/privacy.json").exists()
-    kill_in("private", tmp_path / "killed", arguments)
-    assert json.loads((tmp_path / "killed/privacy.json").read_text())["status"] == "unfinished"
-    for run in ("killed", "whole"):
-        call(train_main, *arguments, "--run", tmp_path / run)
-    killed, whole = (files(tmp_path / run) for run in ("killed", "whole"))
-    assert killed.keys() == whole.keys()
-    assert all(killed[name][0] == whole[name][0] for name in whole.keys() - {"private/timings.jsonl"})
-    assert json.loads(whole["privacy.json"][0])["steps_begun"] == 24
-
-
 def test_steps_that_cannot_be_replayed_are_charged_again(tmp_path, monkeypatch, capsys):
     """Eight steps begun, the checkpoint at the sixth: on other images, two steps were spent in vain."""
     images, run = private_images(tmp_path / "images.npz"), tmp_path / "run"
@@ -98,17 +71,86 @@ def test_steps_that_cannot_be_replayed_are_charged_again(tmp_path, monkeypatch, 
     assert [entry.get("step", "attempt") for entry in lines(run / "private/journal.jsonl")] == ["attempt", *range(8), "attempt", 6, 7]
 
 
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "tensors cut short": lambda checkpoint: cut(checkpoint / "tensors.safetensors"),
+    "a flipped bit in the tensors": lambda checkpoint: flip_a_bit(checkpoint / "tensors.safetensors"),
+    "state cut short": lambda checkpoint: cut(checkpoint / "state.json"),
+    "a flipped bit in the state": lambda checkpoint: flip_a_bit(checkpoint / "state.json"),
+    "no files": lambda checkpoint: [file.unlink() for file in checkpoint.iterdir()],
+}
+
+
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, monkeypatch, capsys):
+    arguments, interrupted = small(private_images(tmp_path / "images.npz"), *TEN, FIXED), tmp_path / "interrupted"
+    interrupt(interrupted, arguments, monkeypatch, capsys)
+    for name, damage in {"none": lambda checkpoint: None, **DAMAGES}.items():
+        run = shutil.copytree(interrupted, tmp_path / name)
+        _, newest = sorted((run / "checkpoints").iterdir())
+        damage(newest)
+        call(train_main, *arguments, "--tracking.log_every=8", "--run", run)
+        said = capsys.readouterr().err
+        assert re.fullmatch("" if name == "none" else rf"{newest}: skipped, since this checkpoint can't be read \(.+\)\n", said)
+        assert spent(run) == ("finished", 10, 10)
+        assert weights(run) == weights(tmp_path / "none")
+        assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "none/metrics.jsonl").read_bytes()
+
+
+def test_a_run_with_damaged_checkpoints_alone_is_refused_and_left_as_it_is(tmp_path, monkeypatch, capsys):
     arguments, run = small(private_images(tmp_path / "images.npz"), *TEN, FIXED), tmp_path / "run"
     interrupt(run, arguments, monkeypatch, capsys)
-    _, newest = sorted((run / "checkpoints").iterdir())
-    (newest / "tensors.safetensors").write_bytes((newest / "tensors.safetensors").read_bytes()[:5000])
+    for damage, checkpoint in zip(list(DAMAGES.values())[1:3], sorted((run / "checkpoints").iterdir()), strict=True):
+        damage(checkpoint)
+    before = files(run)
+    said = refusal(train_main, monkeypatch, capsys, *arguments, "--tracking.log_every=8", "--run", run)
+    assert re.match(rf"{run}/checkpoints: expected a checkpoint that can be read, found 2 damaged", said)
+    assert {name: content for name, (content, _) in files(run).items()} == {name: content for name, (content, _) in before.items()}
+    shutil.rmtree(run / "checkpoints")
     call(train_main, *arguments, "--tracking.log_every=8", "--run", run)
-    said = capsys.readouterr().err
-    assert re.fullmatch(rf"{newest}: skipped, since this checkpoint can't be read \(.+\)\n", said)
-    assert spent(run) == ("finished", 10, 10)
-    call(train_main, *arguments, "--tracking.log_every=8", "--run", tmp_path / "whole")
-    assert weights(run) == weights(tmp_path / "whole")
+    assert spent(run) == ("finished", 10, 10)  # started over with the same draws, so that nothing is charged twice
+
+
+def test_damaged_checkpoints_are_not_among_those_kept(tmp_path):
+    """Nor is what a crash left half written or half removed."""
+    for number in (2, 4):
+        save_checkpoint(tmp_path, number, Checkpoint({"x": torch.ones(3)}, {"number": number}), keep=2)
+    cut(tmp_path / "000000004/state.json")
+    for leftover in (".000000006.partial", ".000000001.dropped"):
+        (tmp_path / leftover).mkdir()
+    found = load_newest(tmp_path, quiet=True)
+    assert found is not None and found.state == {"number": 2}
+    discard_after(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000002"]
+
+
+def test_a_disk_that_is_full_for_the_journal_announces_nothing(tmp_path):
+    """The step isn't begun, and its line, of which a part was written, is dropped."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.open_attempt("a", BEFORE_MEANS)
+    journal.begin(0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, limits[1]))
+        with pytest.raises(InputError, match=r"journal\.jsonl: expected a place that can be written .*File too large"):
+            journal.begin(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not journal.has_begun(1)
+    assert path.read_bytes().endswith(b'{"attem')
+    again = Journal(path)
+    assert again.has_begun(0) and not again.has_begun(1)
+    again.begin(1)
+    assert [entry.get("step") for entry in lines(path)] == [None, 0, 1]
 
 
 def test_a_run_in_use_and_another_config_are_refused(tmp_path, monkeypatch, capsys):
