@@ -42,7 +42,12 @@ def _secure(*names: str) -> tuple[str, ...]:
     return tuple(f"test_secure_noise.py::test_{name}" for name in names)
 
 
+def _resume(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_resume.py::test_{name}" for name in names)
+
+
 STEP = "dpsyngen/privacy/private_step.py"
+CHECKPOINT = "dpsyngen/checkpoint.py"
 GRADIENTS = "dpsyngen/privacy/per_example.py"
 LAYERS = "dpsyngen/privacy/layer_gradients.py"
 PLAN = "dpsyngen/privacy/plan.py"
@@ -411,6 +416,24 @@ MUTATIONS = (
         " or reached < self.start or plan",
         " or plan",
         _rules("attempt_never_replays_on_weights_from_before_its_start"),
+    ),
+    Mutation(
+        "line cut short left in the journal", 9, JOURNAL,
+        "        os.truncate(path, len(complete))\n",
+        "        pass\n",
+        _resume("a_disk_that_is_full_for_the_journal_announces_nothing"),
+    ),
+    Mutation(
+        "changed checkpoint accepted", 9, CHECKPOINT,
+        "if written[\"sha256\"] != _digest(content, written[\"state\"]):",
+        "if False:",
+        _resume("damaged_checkpoints_are_not_among_those_kept"),
+    ),
+    Mutation(
+        "damaged checkpoint left to come back", 9, CHECKPOINT,
+        "            if int(path.name) > number:\n",
+        "            if False:\n",
+        _resume("damaged_checkpoints_are_not_among_those_kept"),
     ),
     Mutation(
         "lost journal accepted", 9, LEDGER,

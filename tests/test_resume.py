@@ -122,8 +122,8 @@ def test_a_run_with_damaged_checkpoints_alone_is_refused_and_left_as_it_is(tmp_p
 def test_damaged_checkpoints_are_not_among_those_kept(tmp_path):
     """Nor is what a crash left half written or half removed."""
     for number in (2, 4):
-        save_checkpoint(tmp_path, number, Checkpoint({"x": torch.ones(3)}, {"number": number}), keep=2)
-    cut(tmp_path / "000000004/state.json")
+        save_checkpoint(tmp_path, number, Checkpoint({"x": torch.ones(3000)}, {"number": number}), keep=2)
+    flip_a_bit(tmp_path / "000000004/tensors.safetensors")
     for leftover in (".000000006.partial", ".000000001.dropped"):
         (tmp_path / leftover).mkdir()
     found = load_newest(tmp_path, quiet=True)
