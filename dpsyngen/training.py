@@ -122,13 +122,7 @@ def run_phase(
 def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> torch.Tensor:
     """The DP class means, spent now; exact ones where the variant is nonprivate. The processes share the images."""
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    blocks = range(compute.rank, max(compute.processes, -(-len(dataset) // 1000)), compute.processes)
+    blocks = compute.share(max(compute.processes, -(-len(dataset) // 1000)))  # one for each process, though it may be empty
     batches = (dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), len(dataset)))) for block in blocks)
-
-    def sum_over_processes(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if compute.processes == 1:
-            return own  # not every device has float64
-        return {name: total.cpu() for name, total in compute.sum_over_processes({name: own[name].to(compute.device) for name in own}).items()}
-
     noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
-    return mechanism.release(batches, noise, sum_over_processes)  # type: ignore[union-attr]
+    return mechanism.release(batches, noise, compute.sum_over_processes)  # type: ignore[union-attr]

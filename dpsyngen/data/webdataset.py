@@ -20,7 +20,7 @@ from dpsyngen.errors import InputError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_OPEN_FILES = 128
+_OPEN_FILES = 512  # of the 1,024 that a process may usually have
 _LONGEST_LABEL = 20
 
 

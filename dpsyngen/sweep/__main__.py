@@ -70,7 +70,8 @@ def _positive(flag: str, text: str | None) -> int | None:
 def _expect_references(cells: Sequence[Cell]) -> None:
     """Refuse before anything runs what evaluate.py would refuse at the end of every cell."""
     for cell in cells:
-        if cell.config.data.source == "folder" and cell.config.data.test_path is None and cell.config.evaluation.reference == "test":
+        data = cell.config.data
+        if data.source in ("folder", "zip", "webdataset", "npy") and data.test_path is None and cell.config.evaluation.reference == "test":
             raise InputError("data.test_path: expected real images to evaluate against, got null; or set data.held_out and evaluation.reference")
 
 
