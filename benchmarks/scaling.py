@@ -1,6 +1,6 @@
 """Images a second of the private phase on one process and on several, one thread each.
 
-    python benchmarks/scaling.py [--processes 1 2 4] [--precision float32 bf16] [--repeats 5] [--config FILE] [--private.batch_size 1024 ...]
+    python benchmarks/scaling.py [--processes 1 2 4] [--precision float32 bf16] [--repeats 25] [--config FILE] [--private.batch_size 1024 ...]
 
 A step is all that training does between two images of the bar: batch, draws, per-example gradients, clipped sum, the sum over processes,
 noise, Adam, the moving average, the journal. Each number of processes is a group that `accelerate launch` starts, on a CPU by gloo. The
@@ -180,8 +180,8 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--processes", nargs="+", type=int, default=[n for n in (1, 2, 4, 8, 16) if n <= max(2, cores)], help="one thread each")
     parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"), default=["float32", "bf16"], help="arithmetic of the network")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each group")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
+    parser.add_argument("--repeats", type=int, default=25, help="turns of each group")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--config", type=Path, default=DEMO, help="what is trained")
     parser.add_argument("--worker", nargs=2, metavar=("PORT", "FOLDER"), help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args(argv)

@@ -55,7 +55,13 @@ def launch_together(processes: int, file: str, *arguments: object, options: tupl
     chosen = (*options, *(option for option in defaults if option.partition("=")[0] not in given))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}", "--num_machines=1", "--main_process_port=0"]
     line = [*launcher, *chosen, str(ROOT / file), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        try:
+            said, complained = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:  # processes out of step would wait for each other for hours
+            process.terminate()  # and the launcher ends those that it started
+            raise
+    return subprocess.CompletedProcess(line, process.returncode, said, complained)
 
 
 def refusal(main: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
