@@ -69,8 +69,9 @@ def _positive(flag: str, text: str | None) -> int | None:
 
 def _expect_references(cells: Sequence[Cell]) -> None:
     """Refuse before anything runs what evaluate.py would refuse at the end of every cell."""
-    for cell in cells:
-        if cell.config.data.source == "folder" and cell.config.data.test_path is None and cell.config.evaluation.reference == "test":
+    for config in (cell.config for cell in cells):
+        brings_none = config.data.source in ("folder", "zip", "webdataset") and config.data.test_path is None
+        if brings_none and config.evaluation.reference == "test":
             raise InputError("data.test_path: expected real images to evaluate against, got null; or set data.held_out and evaluation.reference")
 
 
