@@ -97,6 +97,7 @@ def test_winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended(en
 
     (runs[0] / "evaluation.png").rmdir()
     call(evaluate_main, "--run", runs[0])  # as the next call would
+    capsys.readouterr()
     weights = (runs[1] / "model/denoiser/diffusion_pytorch_model.safetensors").read_bytes()
     call(main, *given)
     said = capsys.readouterr()
