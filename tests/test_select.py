@@ -97,6 +97,7 @@ def test_winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended(en
 
     (runs[0] / "evaluation.png").rmdir()
     call(evaluate_main, "--run", runs[0])  # as the next call would
+    capsys.readouterr()
     weights = (runs[1] / "model/denoiser/diffusion_pytorch_model.safetensors").read_bytes()
     call(main, *given)
     said = capsys.readouterr()
@@ -175,6 +176,7 @@ def refusal_after_the_price(*arguments: object) -> str:
 def test_run_that_spent_more_than_was_paid_for_is_run_anew(ended, selection, capsys):
     runs = runs_of(selection)
     report = json.loads((runs[2] / "privacy.json").read_text())
+    report["steps_begun"] += 1
     report["mechanisms"][-1]["steps"] += 1
     (runs[2] / "privacy.json").write_text(json.dumps(report))
     with pytest.raises(SystemExit, match="1"):
@@ -267,6 +269,8 @@ def test_settings_are_drawn_with_replacement_and_noise_has_its_deviation(tmp_pat
         (["--runs=3", "--grid=data.held_out=1,2", "--score-noise=5"], "--grid data.held_out: expected a field that training or sampling"),
         (["--runs=3", f"--privacy.unsafe_fixed_key={'ab' * 32}", "--score-noise=5"], "privacy.unsafe_fixed_key: expected null"),
         (["--runs=3", "--tracking.log_private_diagnostics_without_dp=true", "--score-noise=5"], "tracking.log_private_diagnostics_without_dp"),
+        (["--runs=3", "--data.source=folder", "--data.path=.", "--data.test_path=.", "--score-noise=5"], "data.in_memory: expected always"),
+        (["--runs=3", "--tracking.trackers=[tensorboard]", "--score-noise=5"], "tracking.trackers: expected none"),
         (["--runs=3", "--grid=stages.variant=dpdm,nonprivate", "--score-noise=5"], "stages.variant: expected variants under differential privacy"),
         (["--runs=3", "--data.expected_size=null", "--score-noise=5"], "data.expected_size: expected a number"),
         (["--runs=3", "--score-noise=0.1", "--privacy.epsilon=1"], "privacy.epsilon: expected at least"),

@@ -86,14 +86,16 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class _OneOfDpEvent(dp_accounting.DpEvent):  # type: ignore[misc]
+class _OneOfDpEvent(dp_accounting.DpEvent):
     """One of `events`, drawn by chance that no data has a part in, and told: a divergence of the whole is at most the largest of theirs."""
 
     events: tuple[dp_accounting.DpEvent, ...]
 
 
-class _Accountant(rdp.RdpAccountant):  # type: ignore[misc]
+class _Accountant(rdp.RdpAccountant):
     """dp-accounting's, which also takes `_OneOfDpEvent`: at each order the largest of the events' Renyi divergences."""
+
+    _rdp: np.ndarray
 
     def _maybe_compose(self, event: dp_accounting.DpEvent, count: int, do_compose: bool) -> object:
         if not isinstance(event, _OneOfDpEvent):

@@ -12,6 +12,7 @@ from dpsyngen.privacy.secure_noise import Grid
 _ACCURACY = "cas_"
 _FEATURES = ("fid", "precision", "recall")
 _MOST_NOISE = 1e4
+_ANY_NUMBER = 2**62  # of images; how many there are is not public
 PUBLIC_FLAG, NOISE_FLAG = "--score-images-are-public", "--score-noise"
 
 
@@ -43,6 +44,9 @@ class Score:
                 raise InputError(f"{NOISE_FLAG}: expected it with a metric {_ACCURACY}... and private images alone, got --select {metric}")
             if not 0 < noise <= _MOST_NOISE:
                 raise InputError(f"{NOISE_FLAG}: expected a number > 0, at most {_MOST_NOISE:g}, got {noise:g}")
+            if not config.data.held_in_memory(_ANY_NUMBER):
+                # evaluation takes a part of large sets on disk, evenly spaced: one image more or less would move many of them
+                raise InputError(f"data.in_memory: expected always beside {NOISE_FLAG}, got {config.data.in_memory}")
         elif images_are_public and evaluation.reference == "held_out":
             raise InputError(f"{PUBLIC_FLAG}: expected evaluation.reference test, since images of data.held_out are as private as the others")
         elif not (images_are_public or config.data.public):

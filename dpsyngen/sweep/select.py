@@ -21,9 +21,11 @@ from typing import Any
 from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, write_json, writing
 from dpsyngen.model_card import model_card
+from dpsyngen.privacy.continuation import Segment
+from dpsyngen.privacy.journal import Spending
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import SecureStream, destroy
-from dpsyngen.privacy.report import mechanism_records
+from dpsyngen.privacy.report import mechanisms_of
 from dpsyngen.privacy.secure_noise import rounded_gaussian
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep.cells import Job, run_jobs
@@ -130,8 +132,8 @@ def _withhold(job: Job) -> None:
 
 def _is_within(report: dict[str, Any], plan: PrivacyPlan) -> bool:
     """Whether a run spent what the plan says or less: a crash can have made it begin steps again, or the class means."""
-    steps = report["mechanisms"][-1]["steps"]
-    return steps <= plan.steps and report["mechanisms"] == mechanism_records(plan, steps, 1)
+    spending = Spending(steps=report["steps_begun"], means_releases=1)
+    return spending.steps <= plan.steps and report["mechanisms"] == mechanisms_of(Segment(plan, spending))
 
 
 def _hand_over(job: Job, terms: Terms, winner: RunDirectory) -> None:

@@ -181,3 +181,5 @@ def _expect_selectable(cells: Sequence[Cell]) -> None:
             raise InputError("privacy.unsafe_fixed_key: expected null, since each run needs a key of its own")
         if config.tracking.log_private_diagnostics_without_dp:
             raise InputError("tracking.log_private_diagnostics_without_dp: expected false, since the winner's log leaves with it")
+        if config.tracking.trackers:
+            raise InputError(f"tracking.trackers: expected none, since they would count the runs, got {', '.join(config.tracking.trackers)}")
