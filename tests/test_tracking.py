@@ -8,10 +8,11 @@ from typing import Any, get_args
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from kill import logged
 from PIL import Image
 from running import KEY, TINY, call, files, lines, private_images, refusal, small, train_main, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import kill_in
+from test_kill import kill_at
 
 from dpsyngen.cli import read_config
 from dpsyngen.compute import Compute
@@ -80,7 +81,7 @@ def test_a_killed_run_sends_each_point_once_and_draws_the_same_grids(tmp_path):
     flags = [f"--privacy.unsafe_fixed_key={KEY}", "--tracking.log_private_diagnostics_without_dp=true", *lengths]
     arguments, killed, whole = small(private_images(tmp_path / "images.npz"), *flags), tmp_path / "killed", tmp_path / "whole"
     followed = [*arguments, TENSORBOARD, "--tracking.grid_every=4"]
-    kill_in("private", killed, followed)
+    kill_at(logged("private", 3), "private step", followed, killed)
     assert len(points(killed)["private/loss_without_dp"]) >= 2  # the flag that gives the losses away lets them be seen at once
     call(train_main, *followed, "--run", killed)
     call(train_main, *arguments, "--run", whole)
