@@ -29,6 +29,8 @@ Sight = Callable[[Path], bool]
 LENGTHS = ("--network.width=24", "--synthetic.steps=45", "--private.steps=18", "--compute.checkpoint_every=4", "--tracking.log_every=3")
 LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
+SYNTHETIC, PRIVATE = r"synthetic step|saving checkpoint \d{1,8}$", r"private step|saving checkpoint 2\d{8}$"
+"""Where a kill in a phase may hit: a line of metrics.jsonl is seen, and the checkpoint of the same step may be under way already."""
 MOST_LAUNCHES = 12
 PATIENCE = 120
 """Seconds after which a process that neither reaches a moment nor ends counts as hung."""
@@ -53,21 +55,21 @@ def moments(seed: int) -> list[Moment]:
     rng = random.Random(seed)
     early = [Moment("start-up", after(rng.uniform(0.2, 4)), "before the first step") for _ in range(2)]
     early.append(Moment("start-up", lambda run: (run / "config.yaml").exists(), "before the first step"))
-    synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 14)), "synthetic step") for _ in range(3)]
-    private = [Moment("private phase", logged("private", rng.randint(1, 5)), "private step") for _ in range(4)]
+    synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 14)), SYNTHETIC) for _ in range(3)]
+    private = [Moment("private phase", logged("private", rng.randint(1, 5)), PRIVATE) for _ in range(4)]
     checkpoints = (2, 2 * rng.randint(12, 38), 2 * 10**8 + rng.randint(3, 24))
     saving = [Moment("saving a checkpoint", saves(number), "saving checkpoint") for number in checkpoints]
     between = [Moment("between phases", sight, "between phases") for sight in (lambda run: (run / "private/key").exists(), means_begun)]
     ending = [Moment("writing model/", model_begun, "writing model/|finished") for _ in range(2)]
     two = [
-        Moment("two processes, second killed", logged("private", rng.randint(1, 4)), "private step", 2, rank=1),
-        Moment("two processes, first killed", logged("synthetic", rng.randint(1, 6)), "synthetic step", 2, rank=0),
-        Moment("two processes, both killed", logged(rng.choice(["synthetic", "private"]), rng.randint(1, 6)), "step", 2),
+        Moment("two processes, second killed", logged("private", rng.randint(1, 4)), PRIVATE, 2, rank=1),
+        Moment("two processes, first killed", logged("synthetic", rng.randint(1, 6)), SYNTHETIC, 2, rank=0),
+        Moment("two processes, both killed", logged(rng.choice(["synthetic", "private"]), rng.randint(1, 4)), f"{SYNTHETIC}|{PRIVATE}", 2),
     ]
     polite = [
-        Moment("SIGTERM", logged("private", rng.randint(1, 4)), "private step", signal=SIGTERM),
-        Moment("SIGINT", logged("synthetic", rng.randint(1, 12)), "synthetic step", signal=SIGINT),
-        Moment("SIGTERM, two processes", logged("private", rng.randint(1, 4)), "private step", 2, signal=SIGTERM),
+        Moment("SIGTERM", logged("private", rng.randint(1, 4)), PRIVATE, signal=SIGTERM),
+        Moment("SIGINT", logged("synthetic", rng.randint(1, 12)), SYNTHETIC, signal=SIGINT),
+        Moment("SIGTERM, two processes", logged("private", rng.randint(1, 4)), PRIVATE, 2, signal=SIGTERM),
     ]
     after_training = [
         Moment("sample.py", after(rng.uniform(1, 4)), "", script="sample"),

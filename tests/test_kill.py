@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kill import Sight, arguments_for, logged, outcome, saves, wait_for, where
+from kill import PRIVATE, SYNTHETIC, Sight, arguments_for, logged, outcome, saves, wait_for, where
 from running import ENVIRONMENT, ROOT, call, command, refusal, train_main
 
 from dpsyngen.checkpoint import load_newest
@@ -96,9 +96,9 @@ def newest_step(run: Path) -> int:
 
 def test_a_run_killed_in_either_phase_and_while_saving_ends_in_the_same_bytes(whole, rng, tmp_path):
     (arguments, expected), run = whole, tmp_path / "run"
-    kill_at(logged("synthetic", rng.randint(1, 6)), "synthetic step", arguments, run)
+    kill_at(logged("synthetic", rng.randint(1, 6)), SYNTHETIC, arguments, run)
     kill_at(saves(2 * rng.randint(16, 30)), "saving checkpoint", arguments, run)
-    kill_at(logged("private", rng.randint(1, 5)), "private step", arguments, run)
+    kill_at(logged("private", rng.randint(1, 5)), PRIVATE, arguments, run)
     call(train_main, *arguments, "--run", run)
     assert outcome(run) == expected
     assert json.loads(expected["privacy.json"])["steps_begun"] == 18
