@@ -103,7 +103,7 @@ class Terms:
         """The winner's privacy.json from that of the run: the same mechanisms, the price of the whole selection."""
         score = [{"name": "score", "type": "Gaussian", "noise_multiplier": self.score.noise, "sensitivity": 1.0}] if self.score.mechanisms else []
         theorem = "Theorem 6" if self.repeats.distribution == "poisson" else "Theorem 2"
-        kept = {name: run[name] for name in ("randomness", "noise", "public_inputs") if name in run}
+        kept: dict[str, Any] = {name: run[name] for name in ("randomness", "noise", "public_inputs") if name in run}
         return {
             "status": run["status"],
             "unit": run["unit"],
