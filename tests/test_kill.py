@@ -142,7 +142,7 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(whole, rng, tmp_path, monk
         process.send(number, SIGCONT)
         status, said = process.end()
         line = re.fullmatch(rf"train\.py: interrupted, step (\d+) of the {phase} phase is saved; run the same command again to go on\n", said)
-        assert line is not None, said
+        assert line is not None, (status, said)
         assert (status, newest_step(run)) == (128 + number, int(line[1]))
     call(train_main, *arguments, "--run", run)
     assert outcome(run) == expected

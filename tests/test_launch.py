@@ -180,7 +180,7 @@ def test_three_processes_train_what_one_does_even_without_images(runs: Runs) -> 
     for run in ("rare", "full"):
         assert (runs.weights(f"{run}3") - runs.weights(run)).norm() <= 1e-5 * runs.weights(run).norm()
     logged, alone = (lines(runs.folder / run / "metrics.jsonl") for run in ("rare3", "rare"))
-    assert [line.get("batch_size", 0) for line in logged] == sizes
+    assert [line.get("drawn_batch_size_without_dp", 0) for line in logged] == sizes
     for a, b in zip(logged, alone, strict=True):
         assert a.keys() == b.keys()
         assert all(math.isclose(value, b[name], rel_tol=1e-4) for name, value in a.items() if isinstance(value, float))
