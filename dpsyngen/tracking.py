@@ -136,7 +136,7 @@ def _start(name: str, config: RunConfig, run: RunDirectory) -> Follower:
         run.trackers.mkdir(exist_ok=True)
     known = memory.is_file()
     try:
-        before = json.loads(memory.read_bytes()) if known else {"id": uuid4().hex, "sent": 0}
+        before: dict[str, Any] = json.loads(memory.read_bytes()) if known else {"id": uuid4().hex, "sent": 0}
         place = _Place(config.tracking.project, config.name, str(run.trackers), before["id"], before["sent"], known)
         tracker = _TRACKERS[name](place)
         tracker.start()
