@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM, Signals
+from signal import SIGINT, SIGKILL, SIGTERM, Signals, default_int_handler, signal
 
 import psutil
 from running import ENVIRONMENT, KEY, ROOT, command, private_images, small
@@ -144,7 +144,12 @@ def where(run: Path) -> str:
 def start(arguments: list[object], run: Path, processes: int) -> "subprocess.Popen[str]":
     line = command("train", *arguments, "--run", run)
     line = line if processes == 1 else [sys.executable, *LAUNCHER, str(ROOT / "train.py"), *line[2:]]
-    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)  # noqa: PLW1509
+
+
+def heed_ctrl_c() -> None:
+    """Undo that a shell starts what it runs in the background deaf to Ctrl-C, which a child would inherit."""
+    signal(SIGINT, default_int_handler)
 
 
 def strike(moment: Moment, arguments: list[object], run: Path) -> tuple[str, int, str]:

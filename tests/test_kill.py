@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kill import PRIVATE, SYNTHETIC, Sight, arguments_for, logged, outcome, saves, wait_for, where
+from kill import PRIVATE, SYNTHETIC, Sight, arguments_for, heed_ctrl_c, logged, outcome, saves, wait_for, where
 from running import ENVIRONMENT, ROOT, call, command, refusal, train_main
 
 from dpsyngen.checkpoint import load_newest
@@ -33,6 +33,7 @@ PROCESSES.set_forkserver_preload(["dpsyngen.training", "dpsyngen.pipeline"])
 def be_train(arguments: list[str], environment: dict[str, str], said: Path) -> None:
     """Run train.py as the command line would, in this process."""
     os.environ.update(environment)
+    heed_ctrl_c()
     torch.set_num_threads(1)
     for descriptor, file in ((1, Path(os.devnull)), (2, said)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
