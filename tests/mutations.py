@@ -46,7 +46,19 @@ def _resume(*names: str) -> tuple[str, ...]:
     return tuple(f"test_resume.py::test_{name}" for name in names)
 
 
+def _repeats(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_repeats.py::test_{name}" for name in names)
+
+
+def _select(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_select.py::test_{name}" for name in names)
+
+
 STEP = "dpsyngen/privacy/private_step.py"
+REPEATS = "dpsyngen/privacy/repeats.py"
+SELECT = "dpsyngen/sweep/select.py"
+TERMS = "dpsyngen/sweep/terms.py"
+SCORE = "dpsyngen/sweep/score.py"
 CHECKPOINT = "dpsyngen/checkpoint.py"
 GRADIENTS = "dpsyngen/privacy/per_example.py"
 LAYERS = "dpsyngen/privacy/layer_gradients.py"
@@ -530,6 +542,85 @@ MUTATIONS = (
         "                file.chmod(0o600)\n",
         "                file.exists()\n",
         _ledger("what_would_undo_the_noise_is_apart_and_closed_to_others"),
+    ),
+    # Rules 6 and 7: a choice among runs is paid for, and shows nothing but the winner.
+    Mutation(
+        "dearest setting not paid", 6, REPEATS,
+        "np.max([",
+        "np.min([",
+        _repeats("settings_that_differ_cost_the_largest_divergence_at_each_order"),
+    ),
+    Mutation(
+        "number of runs not paid", 6, REPEATS,
+        "_OneOfDpEvent(events), repeats.mean,",
+        "_OneOfDpEvent(events), 1,",
+        _repeats("price_bounds_what_selection_gives_away_exactly"),
+    ),
+    Mutation(
+        "more runs drawn than paid for", 6, REPEATS,
+        "* (1 - 1e-9)",
+        "* 1.05",
+        _repeats("number_of_runs_follows_the_distribution_that_is_paid_for"),
+    ),
+    Mutation(
+        "score not paid", 6, TERMS,
+        "spent = {plan.mechanisms(plan.steps) + score.mechanisms for",
+        "spent = {plan.mechanisms(plan.steps) for",
+        _select("price_is_paid_by_every_setting_and_covers_them_all"),
+    ),
+    Mutation(
+        "winner states the price of one run", 6, TERMS,
+        '"epsilon": self.epsilon,\n            "target',
+        '"epsilon": self.epsilon_alone,\n            "target',
+        _select("winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended"),
+    ),
+    Mutation(
+        "an image counts twice in the score", 6, SCORE,
+        "return right * math.trunc(",
+        "return right * 2 * math.trunc(",
+        _select("noise_on_the_score_costs_and_counts_each_image_once"),
+    ),
+    Mutation(
+        "private score for free", 7, SCORE,
+        "elif not (images_are_public or config.data.public):",
+        "elif False:",
+        _select("what_would_not_be_paid_for_is_refused"),
+    ),
+    Mutation(
+        "drawn again when the draw is lost", 7, SELECT,
+        "        if not drawn.is_file():\n",
+        "        if not drawn.is_file():\n            public.unlink()\n            return _draws(directory, terms)\n        if False:\n",
+        _select("what_was_drawn_is_secret_and_stays"),
+    ),
+    Mutation(
+        "draws readable by others", 7, SELECT,
+        "mode=0o600)",
+        "mode=0o644)",
+        _select("what_was_drawn_is_secret_and_stays"),
+    ),
+    Mutation(
+        "losers kept", 7, SELECT,
+        "            shutil.rmtree(private)\n",
+        "            pass\n",
+        _select("winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended"),
+    ),
+    Mutation(
+        "losers can be released", 7, SELECT,
+        '        write_file(job.run.candidate, f"{_WITHHELD}\\n")\n',
+        "        job.run.candidate.exists()\n",
+        _select("no_run_that_is_chosen_from_can_be_mistaken_for_a_release"),
+    ),
+    Mutation(
+        "failed runs dropped", 7, SELECT,
+        "        raise SystemExit(1)\n",
+        "        return\n",
+        _select("winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended"),
+    ),
+    Mutation(
+        "overspent run chosen", 6, SELECT,
+        "if job.failure is None and not _is_within",
+        "if False and not _is_within",
+        _select("run_that_spent_more_than_was_paid_for_is_run_anew"),
     ),
     # Rule 10: no layer mixes examples.
     Mutation(
