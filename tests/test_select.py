@@ -277,7 +277,7 @@ def test_settings_are_drawn_with_replacement_and_noise_has_its_deviation(tmp_pat
     ],
 )
 def test_what_would_not_be_paid_for_is_refused(flags, complaint, tmp_path, monkeypatch, capsys):
-    given = ["--config", TINY, "--hints.kind=none", "--private.batch_size=60000", "--grid=seed=1,2", "--select", METRIC, *flags]
+    given = ["--config", TINY, "--hints.kind=none", "--private.batch_size=60000", "--grid=seed=1,2", "--select", METRIC, "--dry-run", *flags]
     assert complaint in refusal(main, monkeypatch, capsys, *given, "--to", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
