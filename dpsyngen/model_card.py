@@ -43,7 +43,7 @@ def metrics_section(evaluation: dict[str, Any]) -> str:
     """The content of evaluation.json as a further section of the card; only for where it may be released."""
     rows = ["| metric | value | reference | protocol |", "|---|---|---|---|"]
     for name, record in evaluation["metrics"].items():
-        rows.append(f"| {name} | {record['value']:.4g} | {record['reference']} | {record['protocol']} |")
+        rows.append(f"| {record.get('name', name)} | {record['value']:.4g} | {record['reference']} | {record['protocol']} |")
     return f"\n## Metrics\n\nThese were {evaluation['private']}.\n\n" + "\n".join(rows) + "\n"
 
 
@@ -53,7 +53,7 @@ def _summary(config: RunConfig, report: dict[str, Any]) -> str:
     classes = f" in {config.data.num_classes} classes" if config.data.num_classes else ""
     claim = "NO privacy guarantee"
     if report["epsilon"] is not None:
-        claim = f"({_rounded_up(report['epsilon'])}, {report['delta']:g})-differential privacy"
+        claim = f"({rounded_up(report['epsilon'])}, {report['delta']:g})-differential privacy"
     return (
         f"A diffusion model that draws {kind}{classes}, trained with {claim} by dpsyngen {dpsyngen.__version__} "
         f"(variant {config.stages.variant}, backbone {config.network.backbone})."
@@ -77,7 +77,7 @@ def _privacy(report: dict[str, Any]) -> str:
     rows = {
         "unit": report["unit"],
         "adjacency": report["adjacency"],
-        "epsilon": _rounded_up(report["epsilon"]),
+        "epsilon": rounded_up(report["epsilon"]),
         "delta": f"{report['delta']:g}",
         "accountant": report["accountant"],
         "randomness": report["randomness"],
@@ -95,7 +95,7 @@ def _privacy(report: dict[str, Any]) -> str:
     return f"{table}{selection}\n\nWhat touched the private images:\n\n{mechanisms}\n\nCaveats:\n\n{_bullets(report['caveats'])}"
 
 
-def _rounded_up(epsilon: float) -> str:
+def rounded_up(epsilon: float) -> str:
     """Four digits after the point that never claim less than was spent."""
     return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpsyngen.cli import OneLineParser, run_script
 from dpsyngen.errors import InputError
+from dpsyngen.model_card import rounded_up
 
 
 def main(argv: list[str]) -> None:
@@ -47,14 +48,14 @@ def _privacy(report: dict[str, Any]) -> str:
     if report.get("epsilon") is None:
         return f"NOTHING IS GUARANTEED: {report.get('guarantee') or report.get('randomness')}{unfinished}"
     if "at_the_end" in report:
-        unfinished = f" (at most this so far; the whole run will have spent {report['at_the_end']['epsilon']:.4g})"
-    return f"epsilon = {report['epsilon']:.4g} at delta = {report['delta']:g}; the unit is {report['unit']}; {report['adjacency']}{unfinished}"
+        unfinished = f" (at most this so far; the whole run will have spent {rounded_up(report['at_the_end']['epsilon'])})"
+    return f"epsilon = {rounded_up(report['epsilon'])} at delta = {report['delta']:g}; the unit is {report['unit']}; {report['adjacency']}{unfinished}"
 
 
 def _metrics(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     metrics = evaluation.get("metrics", {})
     scores = [f"{100 * metrics[name]['value']:.1f} % by {name.removeprefix('cas_').replace('_', ' ')}" for name in metrics if name.startswith("cas_")]
-    others = [f"{name} {metrics[name]['value']:.4g}" for name in metrics if not name.startswith("cas_")]
+    others = [f"{metrics[name].get('name', name)} {metrics[name]['value']:.4g}" for name in metrics if not name.startswith("cas_")]
     rows = [("utility", f"accuracy on real images, trained on synthetic ones alone: {', '.join(scores)}")] if scores else []
     return [*rows, ("fidelity", ", ".join(others))] if others else rows
 

@@ -12,14 +12,14 @@ from dpsyngen.summary import summary
 
 
 def test_a_whole_run(tmp_path):
-    report = {"status": "finished", "epsilon": 9.98765, "delta": 1e-5, "unit": "one image", "adjacency": "neighbours differ by one"}
+    report = {"status": "finished", "epsilon": 9.98761, "delta": 1e-5, "unit": "one image", "adjacency": "neighbours differ by one"}
     (tmp_path / "privacy.json").write_text(json.dumps(report))
     metrics = {"cas_cnn": {"value": 0.8234}, "cas_logistic_regression": {"value": 0.5}, "fid": {"value": 12.3456}, "recall": {"value": 0.25}}
     (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "grid.png").touch()
     text = summary(tmp_path)
-    for part in ("epsilon = 9.988 at delta = 1e-05", "82.3 % by cnn, 50.0 % by logistic regression", "fid 12.35, recall 0.25", "grid.png"):
+    for part in ("epsilon = 9.9877 at delta = 1e-05", "82.3 % by cnn, 50.0 % by logistic regression", "fid 12.35, recall 0.25", "grid.png"):
         assert part in text
     assert "finished" not in text
 
