@@ -49,7 +49,8 @@ def _privacy(report: dict[str, Any]) -> str:
         return f"NOTHING IS GUARANTEED: {report.get('guarantee') or report.get('randomness')}{unfinished}"
     if "at_the_end" in report:
         unfinished = f" (at most this so far; the whole run will have spent {rounded_up(report['at_the_end']['epsilon'])})"
-    return f"epsilon = {rounded_up(report['epsilon'])} at delta = {report['delta']:g}; the unit is {report['unit']}; {report['adjacency']}{unfinished}"
+    epsilon, delta = rounded_up(report["epsilon"]), f"{report['delta']:g}"
+    return f"epsilon = {epsilon} at delta = {delta}; the unit is {report['unit']}; {report['adjacency']}{unfinished}"
 
 
 def _metrics(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
