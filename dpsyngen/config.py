@@ -11,7 +11,9 @@ from typing import Literal
 
 from dpsyngen.errors import InputError
 
-SOURCES_WITH_PATH = ("folder", "zip", "webdataset", "npz", "npy")
+SOURCES_ON_DISK = ("folder", "zip", "webdataset", "npy")
+"""Values of data.source that may stay on disk; none of them brings test images."""
+SOURCES_WITH_PATH = (*SOURCES_ON_DISK, "npz")
 """Values of data.source that need data.path."""
 AUTO_IN_MEMORY_BYTES = 2**31
 """The most that data.in_memory auto reads into memory."""
@@ -77,7 +79,7 @@ class DataConfig:
 
     def held_in_memory(self, count: int) -> bool:
         """Whether `count` images are read once, rather than again for every batch."""
-        if self.source not in ("folder", "zip", "webdataset", "npy") or self.in_memory == "always":
+        if self.source not in SOURCES_ON_DISK or self.in_memory == "always":
             return True
         return self.in_memory == "auto" and self.source != "npy" and count * prod(self.image_shape) <= AUTO_IN_MEMORY_BYTES
 

@@ -71,6 +71,17 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; InputError if it can't be read or holds something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def write_json(path: Path, content: Any, mode: int = 0o644) -> None:
     """`write_file` of indented JSON. Raises ValueError for numbers that JSON doesn't have."""
     write_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", mode)

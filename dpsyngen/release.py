@@ -1,6 +1,5 @@
 """Copy out of a run what may leave, and nothing else: python -m dpsyngen.release --run runs/NAME --to DIR."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from dpsyngen.cli import OneLineParser, dump_config, load_run_config, run_script
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
-from dpsyngen.files import replacing_directory, writing
+from dpsyngen.files import read_json, replacing_directory, writing
 from dpsyngen.model_card import metrics_section
 from dpsyngen.run_directory import RunDirectory
 
@@ -53,7 +52,7 @@ def release(run: Path, to: Path, *, evaluation_without_privacy: bool = False, mo
     from dpsyngen.saved_model import FILES
 
     destroy(files.key)
-    evaluation = _read_json(run / EVALUATION[0]) if (run / EVALUATION[0]).is_file() else None
+    evaluation = read_json(run / EVALUATION[0]) if (run / EVALUATION[0]).is_file() else None
     withheld = _withheld(config, evaluation, evaluation_without_privacy)
     names = ["privacy.json", "metrics.jsonl", *(f"model/{name}" for name in FILES), *SAMPLES, *EVALUATION]
     optional = {"metrics.jsonl", *SAMPLES, *EVALUATION}
@@ -75,7 +74,7 @@ def _expect_releasable(files: RunDirectory, config: RunConfig, model_without_pri
         raise InputError(f"{files.path}: expected a run of its own or the winner of a selection, got one of the runs that it is chosen from")
     if not files.is_finished:
         raise InputError(f"{files.path}: training is not finished; run train.py --run {files.path} again to resume it")
-    guaranteed = _read_json(files.privacy).get("epsilon") is not None
+    guaranteed = read_json(files.privacy).get("epsilon") is not None
     if not (guaranteed or config.data.public or model_without_privacy):
         raise InputError(f"{files.privacy}: expected a guarantee, but epsilon is null; {_MODEL_FLAG} releases the model all the same")
     import torch
@@ -107,16 +106,6 @@ def _metrics(run: Path, evaluation: dict[str, Any]) -> str:
         return metrics_section(evaluation)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run / EVALUATION[0]}: expected the JSON that evaluate.py wrote ({error!r})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 if __name__ == "__main__":

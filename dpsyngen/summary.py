@@ -1,11 +1,11 @@
 """What a run came to, in a few lines: python -m dpsyngen.summary runs/NAME."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dpsyngen.cli import OneLineParser, run_script
 from dpsyngen.errors import InputError
+from dpsyngen.files import read_json
 from dpsyngen.model_card import rounded_up
 
 
@@ -23,24 +23,14 @@ def summary(run: Path) -> str:
     """
     if not (run / "privacy.json").is_file():
         raise InputError(f"{run / 'privacy.json'}: expected a run directory, but there is no such file; run train.py first")
-    lines = [f"{run}", f"  privacy  {_privacy(_read(run / 'privacy.json'))}"]
+    lines = [f"{run}", f"  privacy  {_privacy(read_json(run / 'privacy.json'))}"]
     if (run / "evaluation.json").is_file():
-        lines += [f"  {kind:8} {text}" for kind, text in _metrics(_read(run / "evaluation.json"))]
+        lines += [f"  {kind:8} {text}" for kind, text in _metrics(read_json(run / "evaluation.json"))]
     else:
         lines.append(f"  utility  not measured yet: python evaluate.py --run {run}")
     pictures = [str(run / name) for name in ("samples/grid.png", "evaluation.png") if (run / name).is_file()]
     lines.append(f"  look at  {' and '.join(pictures)}" if pictures else f"  images   none yet: python sample.py --run {run}")
     return "\n".join(lines)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _privacy(report: dict[str, Any]) -> str:

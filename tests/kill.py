@@ -23,12 +23,10 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, Signals, default_int_handler, signal
 
 import psutil
-from running import ENVIRONMENT, KEY, ROOT, command, private_images, small
+from running import ENVIRONMENT, KEY, LAUNCHER, ROOT, command, private_images, small
 
 Sight = Callable[[Path], bool]
 LENGTHS = ("--network.width=24", "--synthetic.steps=45", "--private.steps=18", "--compute.checkpoint_every=4", "--tracking.log_every=3")
-LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-            "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
 SYNTHETIC, PRIVATE = r"synthetic step|saving checkpoint \d{1,8}$", r"private step|saving checkpoint 2\d{8}$"
 """Where a kill in a phase may hit: a line of metrics.jsonl is seen, and the checkpoint of the same step may be under way already."""
 MOST_LAUNCHES = 12

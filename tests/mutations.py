@@ -4,6 +4,7 @@
 keeps the list from rotting. Add one for every rule that a new mechanism has to keep to.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -22,37 +23,19 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-def _rules(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_privacy_rules.py::test_{name}" for name in names)
+def _in(file: str) -> Callable[..., tuple[str, ...]]:
+    """What names tests of one file by the part after test_."""
+    return lambda *names: tuple(f"{file}::test_{name}" for name in names)
 
 
-def _plan(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_plan.py::test_{name}" for name in names)
-
-
-def _gradients(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_per_example.py::test_{name}" for name in names)
-
-
-def _ledger(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_ledger.py::test_{name}" for name in names)
-
-
-def _secure(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_secure_noise.py::test_{name}" for name in names)
-
-
-def _resume(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_resume.py::test_{name}" for name in names)
-
-
-def _repeats(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_repeats.py::test_{name}" for name in names)
-
-
-def _select(*names: str) -> tuple[str, ...]:
-    return tuple(f"test_select.py::test_{name}" for name in names)
-
+_rules = _in("test_privacy_rules.py")
+_plan = _in("test_plan.py")
+_gradients = _in("test_per_example.py")
+_ledger = _in("test_ledger.py")
+_secure = _in("test_secure_noise.py")
+_resume = _in("test_resume.py")
+_repeats = _in("test_repeats.py")
+_select = _in("test_select.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
 REPEATS = "dpsyngen/privacy/repeats.py"

@@ -3,12 +3,15 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from dpsyngen.config import DataConfig
 
 MOST_FOR_EVALUATION = 50_000
 """The most images of a set on disk that evaluation reads, if they take at most MOST_BYTES_FOR_EVALUATION as uint8."""
@@ -67,6 +70,28 @@ class Dataset(ABC):
         count = min(len(self), most)
         images, labels = self.read(np.arange(count) * len(self) // max(1, count))
         return ImageDataset(images, labels, self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetOnDisk(Dataset):
+    """The images from start to before stop of a source that is read again for every batch."""
+
+    class_names: tuple[str, ...]
+    config: DataConfig
+    start: int
+    stop: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """As the base class has it."""
+        return self.config.image_shape
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def slice(self, start: int, stop: int) -> Self:
+        """As the base class has it."""
+        return replace(self, start=self.start + start, stop=self.start + stop)
 
 
 @dataclass(frozen=True, eq=False)

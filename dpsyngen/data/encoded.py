@@ -4,15 +4,14 @@ import functools
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from dpsyngen.config import DataConfig
 from dpsyngen.data.arrays import fit_image
-from dpsyngen.data.dataset import Dataset
+from dpsyngen.data.dataset import DatasetOnDisk
 from dpsyngen.data.records import Records
 from dpsyngen.errors import InputError
 
@@ -31,25 +30,13 @@ class Container(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedImages(Dataset):
+class EncodedImages(DatasetOnDisk):
     """The images at the places start to before stop of an index. Memory: what the container takes, and none per image."""
 
     places: Records
     container: Container
-    class_names: tuple[str, ...]
-    config: DataConfig
     digest: str
     """Changes when the files do."""
-    start: int
-    stop: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """As the base class has it."""
-        return self.config.image_shape
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the base class has it. Pillow and file reads release the interpreter's lock, so threads work side by side."""
@@ -63,10 +50,6 @@ class EncodedImages(Dataset):
         for _ in _workers().map(read_task, range(0, len(places), _IMAGES_PER_TASK)):
             pass  # raises what a task raised; the tasks that haven't begun are cancelled then
         return images, places["label"].astype(np.int64)
-
-    def slice(self, start: int, stop: int) -> "EncodedImages":
-        """As the base class has it."""
-        return replace(self, start=self.start + start, stop=self.start + stop)
 
     def fingerprint(self) -> str:
         """SHA-256 of the names, sizes, times and numbers of the files, not of their content, which may be terabytes."""

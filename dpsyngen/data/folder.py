@@ -56,7 +56,7 @@ def _load(config: DataConfig, field: str, path: str) -> EncodedImages:
             places, digest = temporary_index(entries, container.name)
     if not len(places):
         raise InputError(f"{field}: expected images ({', '.join(sorted(SUFFIXES))}) in {root}, found none")
-    return EncodedImages(places, container, names, config, digest, 0, len(places))
+    return EncodedImages(names, config, 0, len(places), places, container, digest)
 
 
 def _entries(root: Path, classes: dict[str, int], paths: IO[bytes]) -> Iterator[tuple[object, ...]]:

@@ -1,14 +1,14 @@
 """Arrays of any length in images.npy and labels.npy, read from disk for every batch."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dpsyngen.config import DataConfig
 from dpsyngen.data.arrays import UNLABELLED, expect_classes, expect_images, expect_labels, fit_images
-from dpsyngen.data.dataset import Dataset
+from dpsyngen.data.dataset import Dataset, DatasetOnDisk
 from dpsyngen.data.records import Records, open_npy, stamp
 from dpsyngen.errors import InputError
 
@@ -26,23 +26,11 @@ def load_npy_test(config: DataConfig) -> Dataset | None:
 
 
 @dataclass(frozen=True, eq=False)
-class NpyImages(Dataset):
+class NpyImages(DatasetOnDisk):
     """Records start to before stop of images uint8 [N, H, W] or [N, H, W, 1 or 3], and of labels if there are any."""
 
     images: Records
     labels: Records | None
-    class_names: tuple[str, ...]
-    config: DataConfig
-    start: int
-    stop: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """As the base class has it."""
-        return self.config.image_shape
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the base class has it; images of another size are brought to theirs each time."""
@@ -50,10 +38,6 @@ class NpyImages(Dataset):
         images = fit_images(self.images.read(places), self.config.channels, self.config.image_size)
         labels = np.zeros(len(places), dtype=np.int64) if self.labels is None else self.labels.read(places).reshape(len(places)).astype(np.int64)
         return images, labels
-
-    def slice(self, start: int, stop: int) -> "NpyImages":
-        """As the base class has it."""
-        return replace(self, start=self.start + start, stop=self.start + stop)
 
     def fingerprint(self) -> str:
         """SHA-256 of what the file system says about the files; their content may be terabytes."""
@@ -71,7 +55,7 @@ def _load(config: DataConfig, field: str, path: str) -> NpyImages:
         labels = open_npy(folder / "labels.npy")
         _check_labels(labels, len(images), config.num_classes)
     names = config.class_names or tuple(map(str, range(config.num_classes)))
-    return NpyImages(images, labels, names if config.num_classes else UNLABELLED, config, 0, len(images))
+    return NpyImages(names if config.num_classes else UNLABELLED, config, 0, len(images), images, labels)
 
 
 def _check_labels(labels: Records, count: int, num_classes: int) -> None:

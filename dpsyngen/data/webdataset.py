@@ -66,7 +66,7 @@ def _load(config: DataConfig, field: str, path: str) -> EncodedImages:
     if not len(places):
         raise InputError(f"{field}: expected images ({', '.join(sorted(SUFFIXES))}) in the .tar files of {path}, found none")
     names = config.class_names or tuple(map(str, range(config.num_classes)))
-    return EncodedImages(places, container, names if config.num_classes else UNLABELLED, config, digest, 0, len(places))
+    return EncodedImages(names if config.num_classes else UNLABELLED, config, 0, len(places), places, container, digest)
 
 
 def _shards(field: str, path: str) -> list[Path]:

@@ -72,7 +72,7 @@ def _load(config: DataConfig, field: str, path: str) -> EncodedImages:
     if not len(places):
         where = f"subfolders {list(names)} of {path}" if labels else path
         raise InputError(f"{field}: expected images ({', '.join(sorted(SUFFIXES))}) in {where}, found none")
-    return EncodedImages(places, container, names, config, digest, 0, len(places))
+    return EncodedImages(names, config, 0, len(places), places, container, digest)
 
 
 def _existing_file(field: str, path: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 from dpsyngen.cli import ScriptParser, run_script
+from dpsyngen.config import SOURCES_ON_DISK
 from dpsyngen.errors import InputError
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep.cells import Job, environments, expect_scripts, locked, run_jobs
@@ -71,7 +72,7 @@ def _expect_references(cells: Sequence[Cell]) -> None:
     """Refuse before anything runs what evaluate.py would refuse at the end of every cell."""
     for cell in cells:
         data = cell.config.data
-        if data.source in ("folder", "zip", "webdataset", "npy") and data.test_path is None and cell.config.evaluation.reference == "test":
+        if data.source in SOURCES_ON_DISK and data.test_path is None and cell.config.evaluation.reference == "test":
             raise InputError("data.test_path: expected real images to evaluate against, got null; or set data.held_out and evaluation.reference")
 
 

@@ -2,14 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpsyngen.errors import InputError
 from dpsyngen.field_types import plain
-from dpsyngen.files import write_file
+from dpsyngen.files import read_json, write_file
 from dpsyngen.sweep.cells import Job
 from dpsyngen.sweep.grid import Cell
 
@@ -66,15 +64,7 @@ def _row(cell: Cell, job: Job) -> Row:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, empty where there is no file; InputError for a damaged one."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _exact(value: Any) -> str:
