@@ -21,10 +21,11 @@ Batches = Callable[[int, int, int, np.random.Generator], tuple[Tensor, Tensor, T
 
 def synthetic_batches(config: RunConfig) -> Batches:
     """Programmatic images with hints made from themselves; they have no class, so random labels teach that labels say nothing yet."""
-    source = SyntheticImages(config.synthetic, config.data.image_shape, config.seed)
+    source = SyntheticImages(config.synthetic.family, config.synthetic.options, config.data.image_shape, config.seed)
 
     def batch(step: int, chunk: int, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        images = source.batch(step, chunk, n)
+        first = step * config.synthetic.batch_size + chunk * config.compute.chunk_size
+        images = source.batch(range(first, first + n))
         hints = synthetic_hints(images, config.hints, rng) if config.hints.kind != "none" else None
         return images, torch.from_numpy(rng.integers(max(1, config.data.num_classes), size=n)), hints
 

@@ -50,7 +50,8 @@ def plan_run(config: RunConfig) -> RunPlan:
     denoiser = build_denoiser(config)
     refuse_mixing(denoiser, config.data.image_shape)
     if config.uses_synthetic:
-        SyntheticImages(config.synthetic, config.data.image_shape, config.seed)  # knows whether the family and its options exist
+        phase = config.synthetic
+        SyntheticImages(phase.family, phase.options, config.data.image_shape, config.seed)  # knows whether the family and its options exist
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
     private = config.private.planned_steps(size)
     dimension = sum(p.numel() for p in expert(denoiser, private_stage(config.stages)).parameters())

@@ -1,12 +1,18 @@
 """Images made by a program, from public randomness alone: training data that costs no privacy.
 
 One procedural family a file. A family is a frozen dataclass whose fields after `channels` and `image_size` are its
-options; `register` lists it under a name. This package knows nothing of the product that uses it.
+options, with a method `generate(streams)`; `register` lists it under a name. Importing this package imports every module in its
+directory, so a new file is found without being named anywhere. This package knows nothing of the product that uses it.
 """
 
+import importlib
+import pkgutil
+
 from synthetic_generators.registry import Generator, available, make_generator, register
+from synthetic_generators.streams import Streams
 
-# Importing a family registers it.
-from synthetic_generators import dead_leaves, salt_and_pepper  # isort: skip
+for _module in pkgutil.iter_modules(__path__):  # importing a family registers it
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Generator", "available", "dead_leaves", "make_generator", "register", "salt_and_pepper"]
+__all__ = ["Generator", "Streams", "available", "make_generator", "register"]

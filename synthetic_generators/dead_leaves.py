@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from synthetic_generators.registry import register, require
+from synthetic_generators.streams import Streams
 
 _CIRCLE, _SQUARE, _RECTANGLE, _TRIANGLE = range(4)
 _SHAPES = {"circle": _CIRCLE, "square": _SQUARE, "rectangle": _RECTANGLE, "triangle": _TRIANGLE}
@@ -23,15 +24,13 @@ _GROUNDS = {"black": 0, "gray": 128, "white": 255}
 _BLOCK_PIXELS = 100_000
 
 
-def power_law(rng: np.random.Generator, size: int, exponent: float, low: float, high: float) -> np.ndarray:
-    """Draw from the density p(r) proportional to r^-exponent on [low, high], by the inverse CDF; float64 [size]."""
-    radius = rng.random(size)
+def power_law(uniform: np.ndarray, exponent: float, low: float, high: float) -> np.ndarray:
+    """Numbers uniform in [0, 1) as ones of the density p(r) proportional to r^-exponent on [low, high], by the inverse CDF; float64."""
+    uniform = uniform.astype(np.float64)
     if exponent == 1:
-        radius = low * (high / low) ** radius
-    else:
-        power = 1 - exponent
-        radius = (low**power + radius * (high**power - low**power)) ** (1 / power)
-    return radius
+        return low * (high / low) ** uniform
+    power = 1 - exponent
+    return (low**power + uniform * (high**power - low**power)) ** (1 / power)
 
 
 @register("dead_leaves")
@@ -70,59 +69,65 @@ class DeadLeaves:
         require(0 <= self.silhouettes <= 1, "silhouettes", "a number in [0, 1]", self.silhouettes)
         require(self.supersampling >= 1, "supersampling", "an integer >= 1", self.supersampling)
 
-    def generate(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n images, uint8 [n, C, H, W]."""
-        images = np.empty((n, self.channels, self.image_size, self.image_size), dtype=np.uint8)
+    def generate(self, streams: Streams) -> np.ndarray:
+        """uint8 [n, C, H, W]."""
+        images = np.empty((len(streams), self.channels, self.image_size, self.image_size), dtype=np.uint8)
         block_size = max(1, _BLOCK_PIXELS // (self.image_size * self.supersampling) ** 2)
-        for start in range(0, n, block_size):
-            block = images[start : start + block_size]
-            block[:] = self._generate_block(rng, len(block))
+        for start in range(0, len(streams), block_size):
+            block = slice(start, start + block_size)
+            images[block] = self._generate_block(streams.take(block))
         return images
 
-    def _generate_block(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        image = np.repeat(np.arange(n), self._draw_leaf_counts(rng, n))  # [K], the image that each leaf falls on
-        side = self.image_size * self.supersampling
-        radius = power_law(rng, len(image), self.exponent, self.radius_min, self.radius_max) * side
-        centre = rng.random((2, len(image))) * side
-        shape = rng.integers(len(_SHAPES), size=len(image)) if self.shape == "mixed" else np.full(len(image), _SHAPES[self.shape])
-        corners = radius[:, None] * _unit_corners(rng, shape)
+    def _generate_block(self, streams: Streams) -> np.ndarray:
+        n, side = len(streams), self.image_size * self.supersampling
+        leaves = self._draw_leaf_counts(streams)
+        image, number = _ranges(np.zeros_like(leaves), leaves)  # [K], the image that each leaf falls on, and the how-manyth it is there
+        radius = self.draw_radii(streams, image, number) * side
+        centre = np.stack([streams.uniform_at(f"leaf centre {axis}", image, number) for axis in "xy"]) * side
+        if self.shape == "mixed":
+            shape = (streams.uniform_at("leaf shape", image, number) * len(_SHAPES)).astype(np.int64)
+        else:
+            shape = np.full(len(image), _SHAPES[self.shape])
+        corners = radius[:, None] * _unit_corners(streams, image, number, shape)
         top = paint(image, centre, radius, shape == _CIRCLE, corners, n, side)  # [n, side, side]
 
-        colours = np.concatenate([self._draw_grounds(rng, n), self._draw_leaf_colours(rng, image, n)])
+        colours = np.concatenate([self._draw_grounds(streams), self._draw_leaf_colours(streams, image, number)])
         return _box_average(colours[top], self.supersampling).transpose(0, 3, 1, 2)
 
-    def _draw_leaf_counts(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw_radii(self, streams: Streams, image: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """The radius of the number_k-th leaf of the image_k-th stream, as a fraction of the image side; float64 [K]."""
+        return power_law(streams.uniform_at("leaf radius", image, number), self.exponent, self.radius_min, self.radius_max)
+
+    def _draw_leaf_counts(self, streams: Streams) -> np.ndarray:
         """Log-uniform integers in [leaves_min, leaves], int64 [n]; the shift by one admits leaves_min = 0."""
         low, high = self.leaves_min + 1, self.leaves + 2
-        return np.minimum(low * (high / low) ** rng.random(n), high - 1).astype(np.int64) - 1
+        return np.minimum(low * (high / low) ** streams.uniform("leaves").astype(np.float64), high - 1).astype(np.int64) - 1
 
-    def _draw_grounds(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def _draw_grounds(self, streams: Streams) -> np.ndarray:
         """uint8 [n, C]."""
-        random = rng.integers(256, size=(n, self.channels), dtype=np.uint8)
+        random = streams.integers("ground", 256, (self.channels,)).astype(np.uint8)
         if self.ground == "random":
             return random
         if self.ground == "mixed":
-            kind = rng.integers(len(_GROUNDS) + 1, size=n)
+            kind = streams.integers("kind of ground", len(_GROUNDS) + 1)
             for index, level in enumerate(_GROUNDS.values()):
                 random[kind == index] = level
             return random
-        return np.full((n, self.channels), _GROUNDS[self.ground], dtype=np.uint8)
+        return np.full_like(random, _GROUNDS[self.ground])
 
-    def _draw_leaf_colours(self, rng: np.random.Generator, image: np.ndarray, n: int) -> np.ndarray:
+    def _draw_leaf_colours(self, streams: Streams, image: np.ndarray, number: np.ndarray) -> np.ndarray:
         """uint8 [K, C]: uniform, in silhouettes the same for all leaves of an image."""
-        colours = rng.integers(256, size=(len(image), self.channels), dtype=np.uint8)
-        shared = rng.integers(256, size=(n, self.channels), dtype=np.uint8)
-        is_silhouette = (rng.random(n) < self.silhouettes)[image]
-        colours[is_silhouette] = shared[image[is_silhouette]]
-        return colours
+        is_silhouette = streams.uniform("is silhouette") < self.silhouettes
+        number = np.where(is_silhouette[image], 0, number)
+        return np.stack([256 * streams.uniform_at(f"leaf colour {c}", image, number) for c in range(self.channels)], axis=1).astype(np.uint8)
 
 
-def _unit_corners(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
+def _unit_corners(streams: Streams, image: np.ndarray, number: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """Corners of the leaves' polygons on the unit circle in cyclic order, as (x, y): float32 [2, K, 4]. A triangle repeats its last one.
 
     A rectangle's diagonals meet at a random angle; a triangle's corners are three uniform points, as in the paper's code.
     """
-    angle = rng.random((len(shape), 3), dtype=np.float32) * np.float32(2 * np.pi)
+    angle = np.stack([streams.uniform_at(f"leaf angle {i}", image, number, 0, 2 * np.pi) for i in range(3)], axis=1)
     turn, opening = angle[:, 0], angle[:, 1] / 2
     opening[shape == _SQUARE] = np.pi / 2
     corners = np.stack([turn, turn + opening, turn + np.pi, turn + opening + np.pi], axis=1)

@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from synthetic_generators.streams import Streams
 
 
 class Generator(Protocol):
@@ -15,8 +17,11 @@ class Generator(Protocol):
     channels: int
     image_size: int
 
-    def generate(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n >= 0 independent images, uint8 [n, C, H, W], a function of rng's state and n alone."""
+    def generate(self, streams: Streams) -> np.ndarray:
+        """One image for each of the n >= 0 streams, uint8 [n, C, H, W].
+
+        Each is a function of its own stream alone, bit for bit: whatever others are drawn with it, in which order, on which process.
+        """
 
 
 _FAMILIES: dict[str, type] = {}
@@ -53,7 +58,8 @@ def make_generator(name: str, channels: int, image_size: int, **options: float |
     if image_size < 1:
         raise ValueError(f"image_size: expected an integer >= 1, got {image_size!r}")
     family = _FAMILIES[name]
-    kinds = {f.name: f.type for f in dataclasses.fields(family) if f.name not in ("channels", "image_size")}
+    types = get_type_hints(family)
+    kinds = {f.name: types[f.name] for f in dataclasses.fields(family) if f.name not in ("channels", "image_size")}
     for option in options:
         if option not in kinds:
             raise ValueError(f"unknown option {option!r} of {name}: {_suggestion(option, kinds)}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthetic_generators.registry import register, require
+from synthetic_generators.streams import Streams
 
 _BLACK, _GRAY, _WHITE = 0, 128, 255
 
@@ -31,17 +32,17 @@ class SaltAndPepper:
         require(0 <= self.density <= 1, "density", "a number in [0, 1]", self.density)
         require(1 <= self.grain <= self.image_size, "grain", f"an integer from 1 to {self.image_size}", self.grain)
 
-    def generate(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Draw n images, uint8 [n, C, H, W]."""
-        side = self.image_size
+    def generate(self, streams: Streams) -> np.ndarray:
+        """uint8 [n, C, H, W]."""
+        n, side = len(streams), self.image_size
         cells = (side - 1) // self.grain + 2  # one more than the image holds, for the shift
-        uniform = rng.random((n, cells, cells), dtype=np.float32)
+        uniform = streams.uniform("grains", (cells, cells))
         grid = np.full(uniform.shape, _BLACK if self.binary else _GRAY, dtype=np.uint8)
         if not self.binary:
             grid[uniform < self.density] = _BLACK
         grid[uniform < (self.density if self.binary else self.density / 2)] = _WHITE
 
-        shift = rng.integers(self.grain, size=(n, 2, 1))
+        shift = streams.integers("shift", self.grain, (2, 1))
         rows, columns = np.moveaxis((np.arange(side) + shift) // self.grain, 1, 0)
         pixels = grid[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
         return np.repeat(pixels[:, None], self.channels, axis=1)

@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dpsyngen.config import DataConfig, SyntheticConfig
+from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, RunConfig, SyntheticConfig
 from dpsyngen.data import ImageDataset, SyntheticImages, load_held_out, load_test, load_train, to_uint8, to_unit_range
 from dpsyngen.data.fashion_mnist import SYSTEM_FOLDER, find_files
 from dpsyngen.data.folder import SUFFIXES
 from dpsyngen.data.idx import read_idx
 from dpsyngen.errors import InputError
+from dpsyngen.ordinary_step import synthetic_batches
 
 needs_fashion_mnist = pytest.mark.skipif(not SYSTEM_FOLDER.is_dir(), reason=f"Debian's dataset-fashion-mnist is not installed in {SYSTEM_FOLDER}")
 
@@ -478,23 +479,33 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
 # --- programmatic images ---
 
 
-def test_synthetic_images_are_a_function_of_seed_step_and_chunk_alone() -> None:
-    config = SyntheticConfig(options={"leaves": 40})
-    source = SyntheticImages(config, (1, 28, 28), seed=7)
-    batch = source.batch(3, 1, 16)
+def test_a_synthetic_image_is_a_function_of_seed_and_index_alone() -> None:
+    def source(seed: int) -> SyntheticImages:
+        return SyntheticImages("dead_leaves", {"leaves": 40}, (1, 28, 28), seed)
+
+    batch = source(7).batch(range(30, 46))
     assert batch.dtype == torch.float32
     assert batch.shape == (16, 1, 28, 28)
     assert batch.min() >= -1
     assert batch.max() <= 1
-    source.batch(9, 9, 5)
-    assert torch.equal(batch, source.batch(3, 1, 16))
-    assert torch.equal(batch, SyntheticImages(config, (1, 28, 28), seed=7).batch(3, 1, 16))
-    others = [source.batch(4, 1, 16), source.batch(3, 2, 16), source.batch(1, 3, 16), SyntheticImages(config, (1, 28, 28), seed=8).batch(3, 1, 16)]
-    assert len({x.numpy().tobytes() for x in [batch, *others]}) == 5
-    assert source.batch(0, 0, 0).shape == (0, 1, 28, 28)
+    assert torch.equal(batch[5:9], source(7).batch([35, 36, 37, 38]))
+    assert torch.equal(batch.flip(0), source(7).batch(np.arange(45, 29, -1)))
+    others = [source(7).batch(range(16)), source(8).batch(range(30, 46))]
+    assert len({image.numpy().tobytes() for images in [batch, *others] for image in images}) == 48
+    assert source(7).batch(range(0)).shape == (0, 1, 28, 28)
+
+
+@pytest.mark.parametrize("chunk_size", [3, 8, 64])
+def test_a_synthetic_batch_does_not_depend_on_the_chunk_size(chunk_size: int) -> None:
+    config = RunConfig(hints=HintsConfig(kind="none"), synthetic=SyntheticConfig(batch_size=10), compute=ComputeConfig(chunk_size=chunk_size))
+    batches, rng = synthetic_batches(config), np.random.default_rng(0)
+    chunks = [batches(2, chunk, min(chunk_size, 10 - start), rng)[0] for chunk, start in enumerate(range(0, 10, chunk_size))]
+    phase = config.synthetic
+    assert torch.equal(torch.cat(chunks), SyntheticImages(phase.family, phase.options, (1, 28, 28), config.seed).batch(range(20, 30)))
 
 
 def test_wrong_synthetic_settings_are_input_errors() -> None:
-    refused(lambda: SyntheticImages(SyntheticConfig(family="dead_leafs"), (1, 28, 28), 0), "synthetic.family", "'dead_leaves'")
-    refused(lambda: SyntheticImages(SyntheticConfig(options={"leafs": 3}), (1, 28, 28), 0), "synthetic.options", "'leaves'")
-    refused(lambda: SyntheticImages(SyntheticConfig(options={"leaves": 0}), (1, 28, 28), 0), "synthetic.options", "leaves")
+    shape = (1, 28, 28)
+    refused(lambda: SyntheticImages("dead_leafs", {}, shape, 0), "synthetic.family", "'dead_leaves'")
+    refused(lambda: SyntheticImages("dead_leaves", {"leafs": 3}, shape, 0), "synthetic.options", "'leaves'")
+    refused(lambda: SyntheticImages("dead_leaves", {"leaves": 0}, shape, 0), "synthetic.options", "leaves")
