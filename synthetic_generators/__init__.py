@@ -7,6 +7,6 @@ options; `register` lists it under a name. This package knows nothing of the pro
 from synthetic_generators.registry import Generator, available, make_generator, register
 
 # Importing a family registers it.
-from synthetic_generators import dead_leaves, salt_and_pepper  # isort: skip
+from synthetic_generators import dead_leaves, salt_and_pepper, strokes  # isort: skip
 
-__all__ = ["Generator", "available", "dead_leaves", "make_generator", "register", "salt_and_pepper"]
+__all__ = ["Generator", "available", "dead_leaves", "make_generator", "register", "salt_and_pepper", "strokes"]
