@@ -6,12 +6,11 @@ ones or attached to the start, the end or some place along one of them. There th
 drawings of 30 alphabets. Here they are cubic Bezier curves whose turns, lengths and joints follow plain distributions that no drawing was
 looked at for, since programmatic images must cost no privacy; these, the loops and the pen are ours.
 
-How it is fast: the paths of all images are computed at once, and the pen is set down on them at equal distances. Pen positions
-number k of all images touch different images, so that each k is one vectorised update of small windows.
+How it is fast: the paths of all images are computed at once, the pen is set down on them at equal distances, and only the pixels around
+each position are compared with it.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from synthetic_generators.streams import Streams
 _STEPS = 12  # straight pieces of a curve
 _BLOCK = 256  # images computed together: enough to amortise NumPy's calls, few enough for memory
 _TOLERANCE = 0.06  # how far, in pixels, the edge of the ink may lie from the true one
-_RANKS = 16  # pen positions of an image whose distances are computed together: few enough to stay in cache
+_WINDOW_PIXELS = 20_000  # pixels around positions of the pen that are computed together: few enough to stay in cache
 
 
 @register("strokes")
@@ -213,28 +212,23 @@ def pen_depth(image: np.ndarray, path: np.ndarray, radius: np.ndarray, n: int, s
 
 
 def _stamp(image: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray, n: int, side: int, blur: float) -> np.ndarray:
-    """Set the pen down at positions (x, y) of images [T], in rising order of images; see `pen_depth`."""
+    """Set the pen down at positions (x, y) of images [T]; see `pen_depth`."""
     reach = float(radius.max(initial=0)) + blur
     window = int(2 * reach) + 1
-    padded = side + 2 * window
+    margin = window // 2 + 1
+    padded = side + 2 * margin
     depth = np.full(n * padded**2, -blur, dtype=np.float32)
 
-    rank = np.arange(len(image)) - np.searchsorted(image, image)  # a position's number in its image
-    order = np.argsort(rank.astype(np.int32), kind="stable")
-    image, x, y, radius = image[order], x[order], y[order], radius[order, None]
-    left, top = np.ceil(x - reach - 0.5), np.ceil(y - reach - 0.5)
-    corner = ((image * padded + top.astype(np.int64) + window) * padded + left.astype(np.int64) + window)[:, None]
     cells = np.arange(window)
+    left, top = np.ceil(x - reach - 0.5), np.ceil(y - reach - 0.5)
+    corner = (image * padded + top.astype(np.int64) + margin) * padded + left.astype(np.int64) + margin
     dx, dy = ((low - centre + 0.5)[:, None] + cells.astype(np.float32) for low, centre in ((left, x), (top, y)))
     dx, dy = (dx * dx)[:, None, :], (dy * dy)[:, :, None]
     offsets = (cells[:, None] * padded + cells).ravel()
-    bounds = [0, *np.cumsum(np.bincount(rank))]
-    for chunk in range(0, len(bounds) - 1, _RANKS):
-        ends = bounds[chunk : chunk + _RANKS + 1]
-        low, high = ends[0], ends[-1]
-        inside = radius[low:high] - np.sqrt(dy[low:high] + dx[low:high]).reshape(high - low, -1)
-        pixels = corner[low:high] + offsets
-        for a, b in pairwise(ends):  # one rank: pixels of different images, so none is there twice
-            pixel = pixels[a - low : b - low]
-            depth[pixel] = np.maximum(depth[pixel], inside[a - low : b - low])
-    return depth.reshape(n, padded, padded)[:, window:-window, window:-window]
+    together = max(1, _WINDOW_PIXELS // window**2)
+    for start in range(0, len(image), together):
+        chunk = slice(start, start + together)
+        pixel = corner[chunk, None] + offsets
+        inside = radius[chunk, None] - np.sqrt(dy[chunk] + dx[chunk]).reshape(pixel.shape)
+        np.maximum.at(depth, pixel.ravel(), inside.ravel())
+    return depth.reshape(n, padded, padded)[:, margin:-margin, margin:-margin]
