@@ -7,59 +7,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from synthetic_generators import Streams, available, make_generator, register
+from synthetic_generators import Streams, make_generator
 from synthetic_generators.dead_leaves import DeadLeaves, paint
 
 
 def draw(name: str, n: int, channels: int = 1, image_size: int = 28, seed: int = 0, **options: Any) -> np.ndarray:
     return make_generator(name, channels, image_size, **options).generate(Streams(seed, range(n)))
-
-
-def test_available_lists_the_registered_families() -> None:
-    assert {"dead_leaves", "salt_and_pepper"} <= set(available())
-    assert list(available()) == sorted(available())
-    with pytest.raises(ValueError, match="registered already"):
-        register("dead_leaves")(dict)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("dead_leafs", {}, "unknown generator 'dead_leafs': did you mean 'dead_leaves'"),
-        ("salt", {}, "did you mean 'salt_and_pepper'"),
-        ("dead_leaves", {"exponnt": 3}, "unknown option 'exponnt' of dead_leaves: did you mean 'exponent'"),
-        ("salt_and_pepper", {"grains": 2}, "did you mean 'grain'"),
-        ("dead_leaves", {"image_size": 3}, "unknown option 'image_size'|multiple values"),
-        ("dead_leaves", {"shape": "squares"}, "did you mean 'square'"),
-        ("dead_leaves", {"shape": 3}, "option shape: unknown choice 3"),
-        ("dead_leaves", {"exponent": "three"}, "option exponent: expected a finite number, got 'three'"),
-        ("dead_leaves", {"exponent": float("nan")}, "option exponent: expected a finite number"),
-        ("dead_leaves", {"leaves": 10.5}, "option leaves: expected an integer, got 10.5"),
-        ("dead_leaves", {"leaves": True}, "option leaves: expected an integer, got True"),
-        ("dead_leaves", {"leaves": 4, "leaves_min": 5}, "option leaves: expected"),
-        ("dead_leaves", {"radius_min": 0}, "option radius_min: expected a number > 0"),
-        ("dead_leaves", {"radius_max": 0.01}, "option radius_max: expected"),
-        ("dead_leaves", {"silhouettes": 1.5}, "option silhouettes: expected"),
-        ("dead_leaves", {"supersampling": 0}, "option supersampling: expected"),
-        ("salt_and_pepper", {"density": 1.1}, "option density: expected"),
-        ("salt_and_pepper", {"grain": 29}, "option grain: expected an integer from 1 to 28"),
-        ("salt_and_pepper", {"binary": 1}, "option binary: expected a bool, got 1"),
-    ],
-)
-def test_wrong_names_and_options_are_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message) as caught:
-        make_generator(name, 1, 28, **options)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("channels", "image_size"), [(2, 28), (1, 0)])
-def test_wrong_image_shapes_are_refused(channels: int, image_size: int) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        make_generator("dead_leaves", channels, image_size)
-
-
-def test_numbers_may_be_written_as_yaml_gives_them() -> None:
-    assert np.array_equal(draw("dead_leaves", 5, exponent=3, leaves=20.0), draw("dead_leaves", 5, exponent=3.0, leaves=20))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0, 4.5])

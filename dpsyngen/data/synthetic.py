@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dpsyngen.data.dataset import to_unit_range
 from dpsyngen.errors import InputError
-from synthetic_generators import Streams, available, make_generator
+from synthetic_generators import Streams, UnknownFamilyError, make_generator
 
 
 class SyntheticImages:
@@ -21,9 +21,10 @@ class SyntheticImages:
         channels, size, _ = image_shape
         try:
             self._generator = make_generator(family, channels, size, **options)
+        except UnknownFamilyError as error:
+            raise InputError(f"synthetic.family: {error}") from error
         except ValueError as error:
-            field = "synthetic.options" if family in available() else "synthetic.family"
-            raise InputError(f"{field}: {error}") from error
+            raise InputError(f"synthetic.options: {error}") from error
         self._seed = seed
 
     def batch(self, indices: Sequence[int] | range | np.ndarray) -> Tensor:

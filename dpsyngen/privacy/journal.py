@@ -14,6 +14,7 @@ import torch
 
 from dpsyngen.errors import InputError
 from dpsyngen.files import writing
+from synthetic_generators import code_files
 
 MEANS = "class_means"
 BEFORE_MEANS = -1
@@ -129,7 +130,7 @@ def fingerprint(data: str, config: str, device: torch.device, processes: int) ->
     """A hash of all that makes a replayed step the same computation: data, config, code, device kind, process count."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()} {torch.get_num_threads()}"
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for file in (*sorted(Path(__file__).parents[1].rglob("*.py")), *code_files()):  # programmatic images may be replayed in private steps
         code.update(file.read_bytes())
     versions = [f"{package} {version(package)}" for package in ("torch", "numpy", "scipy", "diffusers")]
     parts = [data, config, code.hexdigest(), *versions, kind, str(processes)]
