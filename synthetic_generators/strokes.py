@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from synthetic_generators.registry import register, require
 from synthetic_generators.streams import Streams
 
 _STEPS = 12  # straight pieces of a curve
 _BLOCK = 256  # images computed together: enough to amortise NumPy's calls, few enough for memory
-_TOLERANCE = 0.06  # how far, in pixels, the edge of the ink may lie from the true one
+_SCALLOP = 0.2  # how much shallower, in pixels, the ink may be between two positions of the pen than at them
 _WINDOW_PIXELS = 20_000  # pixels around positions of the pen that are computed together: few enough to stay in cache
 
 
@@ -91,22 +92,23 @@ class Strokes:
     def _generate_block(self, streams: Streams) -> np.ndarray:
         ratio = np.float32(self.pen_max / self.pen_min)
         half_width = self.image_size * self.pen_min / 2 * ratio ** streams.uniform("pen")
-        path, drawn = self._draw_figure(streams)
-        path = self._fit(streams, path, drawn, half_width)
+        path, exists = self._draw_figure(streams)
+        path = self._fit(streams, path, exists[:, :, 0], half_width)
 
         along = np.linspace(0, 1, path.shape[3], dtype=np.float32)
         wave = streams.uniform("waves", (self.strokes, 1), 0.25, 1.5) * along + streams.uniform("phase", (self.strokes, 1))
         radius = half_width[:, None, None] * (1 + np.float32(self.pressure) * np.sin(2 * np.pi * wave))
-        inside = pen_depth(np.nonzero(drawn)[0], path[:, drawn], radius[drawn], len(streams), self.image_size, self.edge / 2)
+        pieces, widths = (sliding_window_view(v, _STEPS + 1, axis=-1)[..., ::_STEPS, :] for v in (path, radius))  # one a curve
+        inside = pen_depth(np.nonzero(exists)[0], pieces[:, exists], widths[exists], len(streams), self.image_size, self.edge / 2)
         coverage = np.clip(inside / self.edge + 0.5, 0, 1)[:, None]
         ink, ground = self._draw_levels(streams)
         return (ground + coverage * (ink - ground) + 0.5).astype(np.uint8)
 
     def _draw_figure(self, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
-        """Paths float32 [2, n, S, L] as (x, y) in no particular unit, and which strokes there are, bool [n, S]."""
+        """Paths float32 [2, n, S, L] as (x, y) in no particular unit, and which of their curves there are, bool [n, S, J]."""
         count = np.float32(self.strokes + 1) ** streams.uniform("strokes")
         drawn = np.arange(1, self.strokes + 1) <= count[:, None]
-        path = self._draw_strokes(streams)
+        path, exists = self._draw_strokes(streams)
         # A stroke is hung by one of its points, often the first, on a point of an earlier one or near it.
         rows, last = np.arange(len(streams)), path.shape[3] - 1
         for stroke in range(1, self.strokes):
@@ -117,10 +119,10 @@ class Strokes:
             place[relation == 1], place[relation == 2] = 0, last
             apart = streams.uniform(f"apart {stroke}", (2,), -0.8, 0.8).T * (relation == 0)
             path[:, :, stroke] += (path[:, rows, earlier, place] - path[:, rows, stroke, own] + apart)[:, :, None]
-        return path, drawn
+        return path, exists & drawn[:, :, None]
 
-    def _draw_strokes(self, streams: Streams) -> np.ndarray:
-        """Every stroke by itself from (0, 0): float32 [2, n, S, L]; one with fewer curves than others stays at its end."""
+    def _draw_strokes(self, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
+        """Every stroke by itself from (0, 0), float32 [2, n, S, L], and its curves, bool [n, S, J]; after the last it stays at its end."""
         curves = max(self.curves, 2)
         shape = (self.strokes, curves)
         closed = streams.uniform("closed", (self.strokes, 1)) < self.closed
@@ -142,7 +144,7 @@ class Strokes:
         path = bezier_chain(np.cumsum(bend, axis=2), turn, length, streams.uniform("handles", (2, *shape), 0.7, 1.3))
         # What is left open of a loop is spread evenly along it.
         progress = np.minimum(np.arange(path.shape[3]) / (_STEPS * count), closed).astype(np.float32)
-        return path - path[:, :, :, -1:] * progress
+        return path - path[:, :, :, -1:] * progress, exists
 
     def _fit(self, streams: Streams, path: np.ndarray, drawn: np.ndarray, half_width: np.ndarray) -> np.ndarray:
         """Scale and place the figures; pixels, float32 [2, n, S, L]."""
@@ -189,14 +191,15 @@ def bezier_chain(heading: np.ndarray, turn: np.ndarray, length: np.ndarray, hand
 def pen_depth(image: np.ndarray, path: np.ndarray, radius: np.ndarray, n: int, side: int, blur: float) -> np.ndarray:
     """How deep each pixel's centre lies in the ink: radius of the pen minus distance, the largest over its positions.
 
-    Stroke m of M lies in image [M] (rising, below n) and goes along path [2, M, L], points (x, y) within the image, with radius [M, L]
-    of the pen there; both in pixels. Returns float32 [n, side, side] to 0.06 pixels, with -blur for everything below that.
+    Curve m of M lies in image [M] (below n) and goes along path [2, M, L], points (x, y) within the image, with radius [M, L] of the
+    pen there; both in pixels. Returns float32 [n, side, side], cut off at -blur, right to 0.14 pixels from there to blur.
     """
     points = radius.shape[1]
     walked = np.zeros_like(radius)
     np.cumsum(np.hypot(*np.diff(path, axis=2)), axis=1, out=walked[:, 1:])
-    # Between two positions s apart the edge lies s^2 / (8 r) inside the true one: twice the tolerance, half of which the pen makes good.
-    spacing = 4 * np.sqrt(_TOLERANCE * radius.min(axis=1, initial=np.inf))
+    # Between positions s apart, the ink at distance d from the path is up to s^2 / (8 d), at most s / 2, too shallow; its edges begin at
+    # d = r - blur. A wider pen makes good the mean, a third.
+    spacing = np.sqrt(8 * _SCALLOP * np.maximum(radius.min(axis=1, initial=np.inf) - blur, _SCALLOP / 2))
     positions = np.maximum(np.ceil(walked[:, -1] / spacing), 1)
     walked *= (positions / np.maximum(walked[:, -1], 1e-6))[:, None]  # position k is where k has been walked
     reached = np.minimum(np.floor(walked), positions[:, None]).astype(np.int64)
@@ -208,7 +211,7 @@ def pen_depth(image: np.ndarray, path: np.ndarray, radius: np.ndarray, n: int, s
     walked, number = walked.ravel(), np.arange(len(end)) + (reached.ravel() + 1 - np.cumsum(count))[end]
     part = np.clip((number - walked[start]) / np.maximum(walked[end] - walked[start], 1e-6), 0, 1).astype(np.float32)
     x, y, radius = (v[start] + part * (v[end] - v[start]) for v in (path[0].ravel(), path[1].ravel(), radius.ravel()))
-    return _stamp(image[end // points], x, y, radius + np.float32(_TOLERANCE), n, side, blur)
+    return _stamp(image[end // points], x, y, radius + np.float32(_SCALLOP / 3), n, side, blur)
 
 
 def _stamp(image: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray, n: int, side: int, blur: float) -> np.ndarray:
