@@ -25,24 +25,32 @@ class Streams:
 
     def __init__(self, seed: int, indices: np.ndarray | Sequence[int] | range) -> None:
         """seed any integer >= 0; indices [n], integers in [0, 2^63), the place of each image in the endless sequence of the seed."""
-        seed_key = np.uint64(int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest()))
-        self._keys = _mix(_mix(np.asarray(indices, dtype=np.int64).astype(np.uint64) * _GAMMA + seed_key))
+        self._begin(_hash(str(seed)), np.asarray(indices, dtype=np.int64))
+
+    def _begin(self, seed_key: np.ndarray, indices: np.ndarray) -> None:
+        self.indices = indices
+        self._seed_key = seed_key
+        self._keys = _mix(_mix(indices.astype(np.uint64) * _GAMMA + seed_key))
 
     def __len__(self) -> int:
-        """n."""
+        """The number of images, n."""
         return len(self._keys)
 
     def take(self, which: slice | np.ndarray) -> "Streams":
         """The streams of some of the images: a slice, integers, or bool [n]."""
-        taken = Streams.__new__(Streams)
-        taken._keys = self._keys[which]
-        return taken
+        return self.at(self.indices[which])
+
+    def at(self, indices: np.ndarray) -> "Streams":
+        """The streams of other images of the same seed."""
+        streams = Streams.__new__(Streams)
+        streams._begin(self._seed_key, indices)
+        return streams
 
     def child(self, name: str) -> "Streams":
         """Streams of the same images that are independent of these, for a part that must not know which names the whole draws."""
-        derived = Streams.__new__(Streams)
-        derived._keys = self._named("child " + name)
-        return derived
+        streams = Streams.__new__(Streams)
+        streams._begin(_mix(self._seed_key ^ _hash(name)), self.indices)
+        return streams
 
     def uniform(self, name: str, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0) -> np.ndarray:
         """float32 [n, *shape], uniform in [low, high)."""
@@ -67,12 +75,17 @@ class Streams:
 
     def _named(self, name: str) -> np.ndarray:
         """One key per image for a draw: uint64 [n]."""
-        return _mix(self._keys ^ np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())))
+        return _mix(self._keys ^ _hash(name))
 
     @staticmethod
     def _bits(key: np.ndarray, number: np.ndarray) -> np.ndarray:
         """64 random bits for each number (broadcast) of the sequence that a key begins."""
         return _mix(key + (number + np.uint64(1)) * _GAMMA)
+
+
+def _hash(text: str) -> np.ndarray:
+    """64 bits of a text, uint64 [1]; an array, since NumPy warns when a scalar overflows."""
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), dtype="<u8").astype(np.uint64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
