@@ -41,9 +41,12 @@ def table(sweep: Path) -> list[dict[str, str]]:
 
 
 def run_at_hand(path: Path, number: int, *scripts: Callable[[list[str]], None]) -> None:
-    """A cell as the sweep would run it, but in this process, which takes a tenth of the time."""
+    """A cell of the grid as the sweep would run it, but in this process, which takes a tenth of the time."""
     cells = build_cells([TINY], arguments(path)[2:-6], [Axis.parse(axis) for axis in GRID[1::2]])
-    job = Job(cells[number].config, RunDirectory(path / "sweep" / cells[number].name))
+    run_job(Job(cells[number].config, RunDirectory(path / "sweep" / cells[number].name)), *scripts)
+
+
+def run_job(job: Job, *scripts: Callable[[list[str]], None]) -> None:
     job.prepare()
     for main_of_script in scripts:
         call(main_of_script, *(["--config", job.run.config] if main_of_script is train_main else []), "--run", job.run.path)
@@ -135,11 +138,8 @@ def test_named_cells_of_a_file_are_run_and_compared(tmp_path, monkeypatch, capsy
     cells = build_cells([], ["--private.steps=2"], [], file)
     assert [(cell.config.stages.variant, cell.config.stages.tau2, cell.config.private.steps) for cell in cells] == [("coarse", 1, 2), ("dpdm", 2, 2)]
     assert cells[1].name == "dpdm" and cells[0].name.startswith("coarse,_tau2_=_1-")
-    for cell, scripts in zip(cells, [(train_main, sample_main), (train_main, sample_main, evaluate_main)], strict=True):
-        job = Job(cell.config, RunDirectory(sweep / cell.name))
-        job.prepare()
-        for main_of_script in scripts:
-            call(main_of_script, *(["--config", job.run.config] if main_of_script is train_main else []), "--run", job.run.path)
+    for cell in cells:
+        run_job(Job(cell.config, RunDirectory(sweep / cell.name)), train_main, sample_main, evaluate_main)
     before = files(sweep / "dpdm")
 
     call(main, "--cells", file, "--private.steps=2", "--to", sweep)
