@@ -2,7 +2,8 @@
 
 Files are stacked in the order given, the flags on top; where two set the same field the later wins, and `synthetic.options` is
 merged key by key. A file may name others to build on, `base: other.yaml` or a list, relative to itself. `steps` and `epochs` of a phase
-are two ways to say one thing: a file, or the flags, that set one of them alone clear the other.
+are two ways to say one thing: a file, or the flags, that set one of them alone clear the other. A file may end in `cells`, named
+mappings that each make a configuration of their own on top of it; `python -m dpsyngen.sweep` runs them.
 """
 
 import argparse
@@ -47,18 +48,35 @@ class _Setting:
 _Layer = dict[str, _Setting]
 
 
-def read_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of the stacked YAML files with the flags on top.
+def read_config(paths: Sequence[Path], overrides: Sequence[str] = (), cell: str | None = None) -> RunConfig:
+    """The configuration of the stacked YAML files with the flags on top; with `cell`, what that one of the last file's cells sets between them.
 
     `overrides` are `--section.field VALUE` or `--section.field=VALUE`, with dashes or underscores; values are YAML (`1e-5`, `null`,
     `[a, b]`), text is taken as it is. Fields that nothing sets keep the defaults of `dpsyngen.config`.
-    Raises InputError, one line with the file or flag and the field, for everything that can't be used.
+    Raises InputError, one line with the file or flag and the field, for everything that can't be used; a flag may not set what a cell sets.
     """
-    settings: _Layer = {}
+    settings, flags = _Layer(), _flag_layer(overrides)
     for path in paths:
-        _stack(settings, _file_layer(Path(path), ()))
-    _stack(settings, _flag_layer(overrides))
-    return _build(settings)
+        _stack(settings, _file_layer(Path(path), (), with_cells=cell is not None and path is paths[-1]))
+    if cell is None:
+        _stack(settings, flags)
+        return _build(settings)
+    label = f"{paths[-1]}: cells: {cell}"
+    own = _flatten(_expect_mapping(_cells(paths[-1])[cell], label), f"{label}: ")
+    for field in flags:
+        if _sets(own, field, flags[field]):
+            raise InputError(f"{label}: expected fields that neither a flag nor --grid sets as well, got --{field} too")
+    _stack(settings, own)
+    _stack(settings, flags)
+    try:
+        return _build(settings)
+    except InputError as error:  # which may blame a field of the file, or a default, that the cell doesn't go with
+        raise error if str(error).startswith(label) else InputError(f"{label}: {error}") from None
+
+
+def cell_names(path: Path) -> list[str]:
+    """The names of the cells of a file, in its order; InputError if it has none, or one that names nothing or isn't text."""
+    return list(_cells(path))
 
 
 def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -77,11 +95,13 @@ def dump_config(config: RunConfig) -> str:
 # Layers: what one file with its bases, or the flags together, set.
 
 
-def _file_layer(path: Path, referrers: tuple[Path, ...]) -> _Layer:
+def _file_layer(path: Path, referrers: tuple[Path, ...], *, with_cells: bool = False) -> _Layer:
     label = f"{referrers[-1]}: base: {path}" if referrers else str(path)
     content = _expect_mapping(read_yaml(path, label), label)
     if os.path.realpath(path) in map(os.path.realpath, referrers):
         raise InputError(f"{label}: expected files that don't build on each other in a circle")
+    if content.pop("cells", None) is not None and not with_cells:
+        raise InputError(f"{label}: cells: expected a file of one configuration; python -m dpsyngen.sweep --cells {path} runs one with cells")
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -91,6 +111,24 @@ def _file_layer(path: Path, referrers: tuple[Path, ...]) -> _Layer:
         _stack(layer, _file_layer(path.parent / base, (*referrers, path)))
     _stack(layer, _flatten(content, f"{path}: "))
     return layer
+
+
+def _cells(path: Path) -> dict[str, Any]:
+    """What the cells of a file hold, by name, not yet checked."""
+    cells = _expect_mapping(read_yaml(path, str(path)), str(path)).get("cells")
+    if not isinstance(cells, dict) or not cells:
+        raise InputError(f"{path}: cells: expected names of cells with the fields that each sets, got {show(cells)}")
+    for name in cells:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise InputError(f"{path}: cells: expected a name for each cell (numbers in quotes), got {show(name)}")
+    return cells
+
+
+def _sets(layer: _Layer, field: str, setting: _Setting) -> bool:
+    """Whether a layer sets a field, the other one of its pair, or where it holds options one of those that `setting` has."""
+    if field in layer and get_origin(_FIELDS[field]) is dict:
+        return bool(layer[field].value.keys() & setting.value.keys())
+    return field in layer or any(field in pair and not layer.keys().isdisjoint(pair) for pair in _PAIRS)
 
 
 def _flag_layer(overrides: Sequence[str]) -> _Layer:

@@ -18,7 +18,8 @@ from dpsyngen.sweep import cells as running_cells
 from dpsyngen.sweep.__main__ import main
 from dpsyngen.sweep.cells import Job, environments, locked
 from dpsyngen.sweep.grid import Axis, build_cells
-from dpsyngen.sweep.table import write_table
+from dpsyngen.sweep.plots import _draw_cells
+from dpsyngen.sweep.table import names_of, notes_on, write_table
 
 GRID = ["--grid", "privacy.epsilon=1,10", "--grid", "stages.tau1=-4,-3"]
 NAMES = [f"privacy.epsilon={epsilon}.0,stages.tau1={tau}.0" for epsilon in (1, 10) for tau in (-4, -3)]
@@ -40,9 +41,12 @@ def table(sweep: Path) -> list[dict[str, str]]:
 
 
 def run_at_hand(path: Path, number: int, *scripts: Callable[[list[str]], None]) -> None:
-    """A cell as the sweep would run it, but in this process, which takes a tenth of the time."""
+    """A cell of the grid as the sweep would run it, but in this process, which takes a tenth of the time."""
     cells = build_cells([TINY], arguments(path)[2:-6], [Axis.parse(axis) for axis in GRID[1::2]])
-    job = Job(cells[number].config, RunDirectory(path / "sweep" / cells[number].name))
+    run_job(Job(cells[number].config, RunDirectory(path / "sweep" / cells[number].name)), *scripts)
+
+
+def run_job(job: Job, *scripts: Callable[[list[str]], None]) -> None:
     job.prepare()
     for main_of_script in scripts:
         call(main_of_script, *(["--config", job.run.config] if main_of_script is train_main else []), "--run", job.run.path)
@@ -117,6 +121,106 @@ def test_bad_grids_are_refused_before_anything_runs(grid, complaint, tmp_path, m
     said = refusal(main, monkeypatch, capsys, "--config", TINY, "--seed=3", *flags, "--to", tmp_path / "sweep")
     assert complaint in said
     assert not (tmp_path / "sweep").exists()
+
+
+def cells_file(path: Path, cells: str, more: str = "") -> Path:
+    file = path / "cells.yaml"
+    file.write_text(f"base: {TINY}\n{more}\ncells: {cells}\n")
+    return file
+
+
+def test_named_cells_of_a_file_are_run_and_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images, sweep = private_images(tmp_path / "images.npz"), tmp_path / "sweep"
+    data = f"{{source: npz, path: {images}, test_path: {images}, image_size: 8, num_classes: 3, expected_size: 200}}"
+    file = cells_file(tmp_path, "{'coarse, tau2 = 1': {stages: {variant: coarse, tau2: 1}}, dpdm: {stages: {variant: dpdm}}}",
+                      f"name: two\ndata: {data}\nhints: {{kind: none}}\nevaluation: {{classifier_seeds: 2}}")  # fmt: skip
+    cells = build_cells([], ["--private.steps=2"], [], file)
+    assert [(cell.config.stages.variant, cell.config.stages.tau2, cell.config.private.steps) for cell in cells] == [("coarse", 1, 2), ("dpdm", 2, 2)]
+    assert cells[1].name == "dpdm" and cells[0].name.startswith("coarse,_tau2_=_1-")
+    for cell in cells:
+        run_job(Job(cell.config, RunDirectory(sweep / cell.name)), train_main, sample_main, evaluate_main)
+    before = files(sweep / "dpdm")
+
+    call(main, "--cells", file, "--private.steps=2", "--to", sweep)
+    assert "2 of 2 cells are finished" in capsys.readouterr().out
+    assert files(sweep / "dpdm") == before
+    rows = table(sweep)
+    assert next(iter(rows[0])) == "cell"
+    assert [(row["cell"], row["run"]) for row in rows] == [("coarse, tau2 = 1", cells[0].name), ("dpdm", "dpdm")]
+    assert all(float(row["cas_logistic_regression_std"]) >= 0 for row in rows)
+    assert "# Sweep of two\n\n| cell | run | status |" in (sweep / "table.md").read_text()
+    assert {path.name for path in (sweep / "plots").iterdir()} == {"cas_logistic_regression.png"}
+
+
+def test_chart_of_cells_has_a_row_each_in_the_order_of_the_file_with_its_deviation():
+    rows = [{"cell": name, "privacy.epsilon": epsilon, "cas_mlp": value, "cas_mlp_std": deviation}
+            for name, epsilon, value, deviation in [("b", 1, 0.5, 0.1), ("b", 10, 0.6, 0.2), ("a", 1, 0.7, None), ("a", 10, None, None)]]  # fmt: skip
+    figure = _draw_cells(rows, "cas_mlp", "CAS (%)", ["privacy.epsilon"])
+    [axes] = figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["b", "a"] and axes.yaxis_inverted()
+    points = [(round(x), round(y)) for line in axes.lines if line.get_marker() == "o" for x, y in zip(*line.get_data(), strict=True)]
+    assert points == [(50, 0), (70, 1), (60, 0)]
+    ends = [sorted(round(float(x)) for x, _ in segment) for bars in axes.collections for segment in bars.get_segments()]
+    assert ends == [[40, 60], [70, 70], [40, 80]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "flags", "complaint"),
+    [
+        ("", [], "cells.yaml: cells: expected names of cells with the fields that each sets, got null"),
+        ("{}", [], "cells.yaml: cells: expected names of cells"),
+        ("[dpdm]", [], "cells.yaml: cells: expected names of cells"),
+        ("{1: {}}", [], "cells.yaml: cells: expected a name for each cell (numbers in quotes), got 1"),
+        ("{' ': {}}", [], "cells.yaml: cells: expected a name for each cell"),
+        ("{a: {}, a: {}}", [], "cells.yaml: line 3: expected YAML, but: expected every key to be one name, given once, got 'a' twice"),
+        ("{a: dpdm}", [], "cells.yaml: cells: a: expected a mapping of fields, got 'dpdm'"),
+        ("{a: {}, b: {stages: {tau3: 1}}}", [], "cells.yaml: cells: b: stages.tau3: expected the name of a field"),
+        ("{a: {}, b: {stages: {tau1: one}}}", [], "cells.yaml: cells: b: stages.tau1: expected a number, got 'one'"),
+        ("{a: {stages: {tau2: -5}}}", [], "cells.yaml: cells: a: stages.tau1: expected a finite number below stages.tau2 = -5.0, got -3.0"),
+        ("{a: {name: b}, b: {}}", [], "cells.yaml: cells: expected fields that decide a result, got name"),
+        ("{a: {base: x.yaml}}", [], "cells.yaml: cells: a: base: expected the name of a field"),
+        ("{a: {seed: 2}}", ["--seed=3"], "cells.yaml: cells: a: expected fields that neither a flag nor --grid sets as well, got --seed too"),
+        ("{a: {private: {steps: 2}}}", ["--grid=private.epochs=1,2"], "cells: a: expected fields that neither a flag nor --grid sets as well"),
+        ("{a: {synthetic: {options: {exponent: 2}}}}", ["--synthetic.options.exponent=3"], "cells: a: expected fields that neither a flag"),
+        ("{a: {}}", ["--grid=private.steps=1,one"], "cells.yaml: cells: a: --private.steps: expected an integer or null, got 'one'"),
+        ("{a: {}}", ["--select=fid"], "--cells: expected --grid beside --select"),
+    ],
+)  # fmt: skip
+def test_bad_cells_are_refused_before_anything_runs(cells, flags, complaint, tmp_path, monkeypatch, capsys):
+    assert complaint in refusal(main, monkeypatch, capsys, "--cells", cells_file(tmp_path, cells), *flags, "--to", tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_file_of_cells_is_no_configuration(tmp_path, monkeypatch, capsys):
+    file = cells_file(tmp_path, "{a: {}}")
+    said = refusal(train_main, monkeypatch, capsys, "--config", file)
+    assert said == f"{file}: cells: expected a file of one configuration; python -m dpsyngen.sweep --cells {file} runs one with cells"
+    assert "cells.yaml: expected a YAML file" in refusal(main, monkeypatch, capsys, "--cells", tmp_path / "none" / "cells.yaml")
+
+
+def test_cells_lie_in_directories_of_their_own_whatever_they_are_called(tmp_path):
+    names = ["..", ".", "plots", "table.csv", "-x", "a/b", "a b", "a  b", "é", "dpdm", "x" * 300, "x" * 299]
+    cells = build_cells([], ["--synthetic.options.exponent=3"], [Axis.parse("seed=1,2")],
+                        cells_file(tmp_path, json.dumps({name: {"synthetic": {"options": {"rule": name}}} for name in names})))  # fmt: skip
+    assert [cell.config.synthetic.options for cell in cells] == [{"exponent": 3, "rule": name} for name in names for _ in range(2)]
+    alone = build_cells([], [], [], cells_file(tmp_path, json.dumps({name: {} for name in names})))
+    for some in (cells, alone):
+        taken = {cell.name for cell in some} | {"lock", "plots", "table.csv", "table.md"}
+        assert len(taken) == len(some) + 4
+        assert not any(name.startswith((".", "-")) or "/" in name or len(name) > 140 for name in taken)
+    assert alone[9].name == "dpdm" and cells[18].name == "dpdm,seed=1"
+
+
+def test_a_metric_that_its_column_misnames_is_named_in_full(tmp_path):
+    [cell] = build_cells([], [], [], cells_file(tmp_path, "{a: {}}"))
+    job = Job(cell.config, RunDirectory(tmp_path))
+    metrics = {"fid": {"name": "FID-classifier", "value": 1.0}, "cas_mlp": {"value": 0.5}}
+    for name, found in [("FID-classifier", {"fid": "FID-classifier"}), ("FID", {})]:
+        metrics["fid"]["name"] = name
+        (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics, "private": "not private"}))
+        assert names_of([job]) == found
+        assert ("the column fid is FID-classifier" in notes_on([job])) is bool(found)
 
 
 def test_other_refusals(tmp_path, monkeypatch, capsys):

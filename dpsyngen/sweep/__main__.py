@@ -1,4 +1,7 @@
-"""A run for every combination of settings: python -m dpsyngen.sweep --config FILE --grid privacy.epsilon=0.2,1,10 --grid stages.tau1=-4,-3."""
+"""A run for every combination of settings: python -m dpsyngen.sweep --config FILE --grid privacy.epsilon=0.2,1,10 --grid stages.tau1=-4,-3.
+
+Or for every cell that a file names: python -m dpsyngen.sweep --cells configs/experiments/thresholds.yaml.
+"""
 
 import signal
 import sys
@@ -13,7 +16,7 @@ from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep.cells import Job, environments, expect_scripts, locked, run_jobs
 from dpsyngen.sweep.grid import Axis, Cell, build_cells
 from dpsyngen.sweep.selection_flags import add_selection, expect_selection, select_by_command
-from dpsyngen.sweep.table import NOT_INCLUDED, notes_on, rows, write_table
+from dpsyngen.sweep.table import NOT_INCLUDED, names_of, notes_on, rows, write_table
 
 
 def main(argv: list[str]) -> None:
@@ -22,12 +25,16 @@ def main(argv: list[str]) -> None:
     parser.prog = "python -m dpsyngen.sweep"
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="a YAML file; later ones override earlier ones")
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=VALUE,...", help="a field and the values it takes; may be repeated")
+    parser.add_argument("--cells", type=Path, metavar="FILE", help="a YAML file, on top of the others, with named cells and the fields that each "
+                        "sets: a run for each, and for each combination of the grid, if there is one")  # fmt: skip
     parser.add_argument("--to", type=Path, metavar="DIR", help="the sweep's directory (default: sweeps/NAME); an unfinished sweep in it is resumed")
     parser.add_argument("--parallel", metavar="INT", help="cells at the same time (default: one per CUDA device, one on a CPU)")
     add_selection(parser)
     options, overrides = parser.parse(argv)
     parallel = _positive("--parallel", options.parallel)
-    cells = build_cells(options.config, overrides, [Axis.parse(text) for text in options.grid])
+    if options.select is not None and options.cells is not None:
+        raise InputError("--cells: expected --grid beside --select, which draws from the combinations of a grid")
+    cells = build_cells(options.config, overrides, [Axis.parse(text) for text in options.grid], options.cells)
     expect_scripts()
     _expect_references(cells)
     if expect_selection(options):
@@ -52,7 +59,7 @@ def _sweep(directory: Path, cells: Sequence[Cell], jobs: Sequence[Job], places: 
     save()
     from dpsyngen.sweep.plots import save_plots  # after the work: Matplotlib takes a second
 
-    save_plots(directory, rows(cells, jobs), list(cells[0].values), title)
+    save_plots(directory, rows(cells, jobs), list(cells[0].values), title, names_of(jobs))
     failed = [job for job in jobs if job.failure is not None]
     print(f"{len(jobs) - len(failed)} of {len(jobs)} cells are finished: {directory / 'table.md'} and {directory / 'plots'}")
     print(f"Mind that {NOT_INCLUDED}.")

@@ -9,13 +9,14 @@ from typing import Any
 from dpsyngen.field_types import plain
 from dpsyngen.files import read_json, write_file
 from dpsyngen.sweep.cells import Job
-from dpsyngen.sweep.grid import Cell
+from dpsyngen.sweep.grid import CELL, Cell
 
 NOT_INCLUDED = "choosing a setting by private results costs privacy that the runs' epsilon doesn't include"
 EACH_ALONE = "epsilon is each run's own; whoever sees several runs has seen what all of them cost together"
 
 Row = dict[str, Any]
-"""The grid's values by field, then status, epsilon, delta, the metrics that there are, each CAS with its deviation, and failure."""
+"""The cell's name, if it has one, the grid's values by field, status, epsilon, delta, the metrics that there are, each CAS with its deviation,
+and failure."""
 
 
 def rows(cells: Sequence[Cell], jobs: Sequence[Job]) -> list[Row]:
@@ -25,7 +26,7 @@ def rows(cells: Sequence[Cell], jobs: Sequence[Job]) -> list[Row]:
 
 def metric_names(table: Sequence[Row]) -> list[str]:
     """The metrics that a row has, without deviations: cas_..., fid, precision, recall."""
-    beside = {"run", "status", "epsilon", "delta", "failure"}
+    beside = {CELL, "run", "status", "epsilon", "delta", "failure"}
     names = dict.fromkeys(name for row in table for name in row)
     return [name for name in names if name not in beside and "." not in name and not name.endswith("_std") and name != "seed"]
 
@@ -45,10 +46,17 @@ def write_table(directory: Path, table: Sequence[Row], title: str, notes: Sequen
     write_file(directory / "table.md", "\n".join(lines) + "\n")
 
 
+def names_of(jobs: Sequence[Job]) -> dict[str, str]:
+    """What the evaluations call a metric where its column's name doesn't tell, as of an FID that isn't on Inception's features."""
+    evaluations = [read_object(job.run.path / "evaluation.json").get("metrics", {}) for job in jobs]
+    return {key: record["name"] for metrics in evaluations for key, record in metrics.items() if record.get("name", key.upper()) != key.upper()}
+
+
 def notes_on(jobs: Sequence[Job]) -> list[str]:
     """What a reader must know beside the numbers, with what the evaluations say of their own privacy."""
     said = [read_object(job.run.path / "evaluation.json").get("private") for job in jobs]
-    return [NOT_INCLUDED, EACH_ALONE, *(f"metrics: {remark}" for remark in dict.fromkeys(said) if remark)]
+    named = [f"the column {key} is {name}" for key, name in names_of(jobs).items()]
+    return [NOT_INCLUDED, EACH_ALONE, *(f"metrics: {remark}" for remark in dict.fromkeys(said) if remark), *named]
 
 
 def _row(cell: Cell, job: Job) -> Row:
