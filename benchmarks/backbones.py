@@ -70,8 +70,8 @@ def rows(batch: int) -> tuple[Tensor, Draws]:
     rng, config = np.random.default_rng(0), RunConfig()
     images = torch.from_numpy(rng.uniform(-1, 1, (batch, *config.data.image_shape)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(config.data.num_classes, size=batch))
-    (stage,) = stages(StagesConfig(variant="nonprivate"))
-    draws = draw(rng, stage, labels, config.data.image_shape, p_mean=-1.2, p_std=1.2, label_dropout=0.1, null_label=config.data.num_classes)
+    (stage,) = stages(RunConfig(stages=StagesConfig(variant="nonprivate")))
+    draws = draw(rng, stage.sigma_draw, labels, config.data.image_shape, label_dropout=0.1, null_label=config.data.num_classes)
     return images, draws
 
 

@@ -58,8 +58,8 @@ class Problem:
         rng, shape, examples = np.random.default_rng(0), config.data.image_shape, rows // copies
         images = torch.from_numpy(rng.uniform(-1, 1, (examples, *shape)).astype(np.float32)).repeat_interleave(copies, dim=0)
         labels = torch.from_numpy(rng.integers(config.data.num_classes, size=examples)).repeat_interleave(copies)
-        (stage,) = stages(StagesConfig(variant="nonprivate"))
-        draws = draw(rng, stage, labels, shape, p_mean=-1.2, p_std=1.2, label_dropout=0.1, null_label=denoiser.null_label)
+        (stage,) = stages(RunConfig(stages=StagesConfig(variant="nonprivate")))
+        draws = draw(rng, stage.sigma_draw, labels, shape, label_dropout=0.1, null_label=denoiser.null_label)
         device = compute.device
         return cls(denoiser.to(device), images.to(device), draws.to(device), copies, compute, clipping_norm)
 

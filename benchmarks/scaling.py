@@ -35,7 +35,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import load_train
 from dpsyngen.denoiser import build_denoiser
-from dpsyngen.noise_levels import private_stage
+from dpsyngen.noise_levels import stages_of
 from dpsyngen.phases import expert
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -70,7 +70,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, compute: Compute, folder: Path) -> None:
         torch.manual_seed(0)
-        dataset, stage = load_train(config.data), private_stage(config.stages)
+        dataset, (stage,) = load_train(config.data), stages_of(config, "private")
         self.denoiser, self.compute = build_denoiser(config).to(compute.device), compute
         if self.denoiser.hinted:
             self.denoiser.set_class_means(torch.zeros(config.data.num_classes, *config.data.image_shape))
@@ -78,7 +78,7 @@ class Trainer:
         journal = Journal(folder / f"{config.compute.precision}-{compute.processes}.jsonl", writable=compute.is_main)
         journal.open_attempt("benchmark", 0)
         key = PrivateKey.fixed("00" * 32)  # the same batches for all groups
-        self.step = PrivateStep(expert(self.denoiser, stage), stage, dataset, plan, key, journal, config, compute)
+        self.step = PrivateStep(expert(self.denoiser, stage.name), stage.sigma_draw, dataset, plan, key, journal, config, compute)
         self.optimizer = torch.optim.Adam(self.step.denoiser.parameters(), lr=1e-4)
         self.average = moving_average(self.denoiser, config.private.ema_decay)
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, NoReturn, get_args, get_origin, get_ty
 
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError, Interrupted
-from dpsyngen.field_types import convert, describe, metavar, plain, show, unconvert
+from dpsyngen.field_types import EntryError, convert, describe, metavar, plain, show, unconvert
 from dpsyngen.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 CONFIG_FILE: Final = "config.yaml"
@@ -227,6 +227,10 @@ def _build(settings: _Layer) -> RunConfig:
     for field, setting in settings.items():
         try:
             values[field] = convert(setting.value, _FIELDS[field])
+        except InputError as error:
+            raise _blamed(error, settings) from None
+        except EntryError as error:
+            raise InputError(f"{setting.origin}: {error}") from None
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{setting.origin}: expected {describe(_FIELDS[field])}, got {show(setting.value)}") from None
     try:
@@ -234,8 +238,13 @@ def _build(settings: _Layer) -> RunConfig:
                     for section, cls in _SECTIONS.items()}
         return RunConfig(**{field: value for field, value in values.items() if "." not in field}, **sections)
     except InputError as error:
-        field, _, complaint = str(error).partition(": ")
-        raise InputError(f"{settings[field].origin}: {complaint}" if field in settings else str(error)) from None
+        raise _blamed(error, settings) from None
+
+
+def _blamed(error: InputError, settings: _Layer) -> InputError:
+    """The error with the file or flag that set its field."""
+    field, _, complaint = str(error).partition(": ")
+    return InputError(f"{settings[field].origin}: {complaint}" if field in settings else str(error))
 
 
 # What the scripts share.

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dpsyngen.config import RunConfig
+from dpsyngen.config import RunConfig, StageConfig
+from dpsyngen.errors import InputError
 from dpsyngen.networks import build_backbone
-from dpsyngen.noise_levels import Stage, stages
 
 
 class Denoiser(nn.Module):
@@ -64,32 +64,39 @@ class Denoiser(nn.Module):
 
 
 class RoutedDenoiser(nn.Module):
-    """One denoiser per stage; each row goes to the one whose range holds its ln sigma (Choi et al., section 4.3)."""
+    """One denoiser per stage; each row goes to the one whose range holds its ln sigma (Choi et al., section 4.3).
 
-    def __init__(self, stages: Sequence[Stage], denoisers: Sequence[Denoiser]) -> None:
+    Raises InputError for a stage whose name means something to torch's ModuleDict.
+    """
+
+    def __init__(self, stages: Sequence[StageConfig], denoisers: Sequence[Denoiser]) -> None:
         super().__init__()
+        for stage in stages:
+            if hasattr(nn.ModuleDict(), stage.name):
+                raise InputError(f"stages.custom: expected a stage name that torch doesn't use itself, got {stage.name}")
         self.stages = tuple(stages)
         self.experts = nn.ModuleDict({stage.name: denoiser for stage, denoiser in zip(stages, denoisers, strict=True)})
         self.null_label = denoisers[0].null_label
         self.hinted = denoisers[0].hinted
 
-    def expert(self, stage: Stage) -> Denoiser:
-        """The denoiser of one stage."""
-        return self.experts[stage.name]  # type: ignore[return-value]
+    def expert(self, name: str) -> Denoiser:
+        """The denoiser of the stage of that name."""
+        return self.experts[name]  # type: ignore[return-value]
 
     def set_class_means(self, means: Tensor) -> None:
         """Give the DP class means, float32 [num_classes, C, H, W], to every expert."""
         for stage in self.stages:
-            self.expert(stage).set_class_means(means)
+            self.expert(stage.name).set_class_means(means)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """As `Denoiser.forward`."""
         out = torch.empty_like(x)
         log_sigma = torch.log(sigma)
         for stage in self.stages:
-            rows = (log_sigma >= stage.lower) & (log_sigma < stage.upper)
+            lower, upper = stage.range
+            rows = (log_sigma >= lower) & (log_sigma < upper)
             if rows.any():
-                out[rows] = self.expert(stage)(x[rows], sigma[rows], labels[rows])
+                out[rows] = self.expert(stage.name)(x[rows], sigma[rows], labels[rows])
         return out
 
 
@@ -97,8 +104,8 @@ def build_denoiser(config: RunConfig) -> Denoiser | RoutedDenoiser:
     """The untrained denoiser of a config, initialised from its public seed."""
     torch.manual_seed(config.seed)
     if config.stages.holder == "routed":
-        all_stages = stages(config.stages)
-        return RoutedDenoiser(all_stages, [_build_single(config) for _ in all_stages])
+        stages = config.stages.stages
+        return RoutedDenoiser(stages, [_build_single(config) for _ in stages])
     return _build_single(config)
 
 

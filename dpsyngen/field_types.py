@@ -1,12 +1,14 @@
 """What values a field of the configuration takes: checked conversion, and its type in words.
 
-The types are those that `dpsyngen.config` uses: bool, int, float, str, Literal, tuples, a dict of options, and any of them or None.
+The types are those that `dpsyngen.config` uses: bool, int, float, str, Literal, tuples, a dict of options, dataclasses of these as entries of
+a list, and any of them or None.
 """
 
+import dataclasses
 import math
 import reprlib
 from collections.abc import Callable
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import cattrs
 
@@ -15,11 +17,15 @@ _PLURALS: Final = {bool: "booleans", int: "integers", float: "numbers", str: "te
 _METAVARS: Final = {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT", type(None): "null"}
 
 
+class EntryError(ValueError):
+    """What is wrong in an entry of a list, in words: which entry, which of its fields, and what was expected."""
+
+
 def convert(value: Any, kind: Any) -> Any:
     """A value as YAML gives it, as the type `kind`.
 
-    Nothing changes silently but whole floats to integers, integers to floats and lists to tuples.
-    Raises TypeError, ValueError or OverflowError when the value isn't of that type.
+    Nothing changes silently but whole floats to integers, integers to floats, lists to tuples and mappings to dataclasses.
+    Raises TypeError, ValueError or OverflowError when the value isn't of that type; EntryError, a ValueError, where it can say more.
     """
     return _CONVERTER.structure(value, kind)
 
@@ -35,11 +41,21 @@ def describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(str(option) for option in args)
     if get_origin(kind) is tuple:
-        number = "" if args[-1] is Ellipsis else f"{len(args)} "
-        return f"a list of {number}{_PLURALS.get(args[0]) or describe(args[0])}"
+        return f"a list of {_entries(kind)}"
     if get_origin(kind) is dict:
         return "a mapping of names to numbers, texts or booleans"
+    if dataclasses.is_dataclass(kind):
+        return f"a mapping with some of {', '.join(get_type_hints(kind))}"
     return " or ".join(describe(option) for option in args) if args else _WORDS[kind]
+
+
+def _entries(kind: Any) -> str:
+    """The entries of a tuple, in words."""
+    args = get_args(kind)
+    number = "" if args[-1] is Ellipsis else f"{len(args)} "
+    if get_origin(args[0]) is tuple:
+        return f"{number}lists of {_entries(args[0])}"
+    return number + (_PLURALS.get(args[0]) or describe(args[0]).replace("a mapping", "mappings", 1))
 
 
 def metavar(kind: Any) -> str:
@@ -51,6 +67,8 @@ def metavar(kind: Any) -> str:
         return f"[{', '.join('...' if item is Ellipsis else metavar(item) for item in args)}]"
     if get_origin(kind) is dict:
         return "{NAME: VALUE, ...}"
+    if dataclasses.is_dataclass(kind):
+        return "{NAME: VALUE, ...}"
     return "|".join(metavar(option) for option in args) if args else _METAVARS[kind]
 
 
@@ -60,7 +78,16 @@ def plain(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and math.isinf(value):
         return ".inf" if value > 0 else "-.inf"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {name: given for name, given in vars(value).items() if given is not None and given != _default(type(value), name)}
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {plain(item)}' for name, item in value.items())}}}"
     return f"[{', '.join(plain(item) for item in value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _default(kind: Any, name: str) -> Any:
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def show(value: Any) -> str:
@@ -102,7 +129,32 @@ def _sequence(value: Any, kind: Any) -> tuple[Any, ...]:
     _check(isinstance(value, list))
     kinds = get_args(kind)
     kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-    return tuple(convert(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+    converted = []
+    for number, (item, item_kind) in enumerate(zip(value, kinds, strict=True), start=1):
+        try:
+            converted.append(convert(item, item_kind))
+        except EntryError as error:
+            raise EntryError(f"entry {number}: {error}") from None
+    return tuple(converted)
+
+
+def _record(value: Any, kind: Any) -> Any:
+    """A mapping as a dataclass whose fields it names."""
+    _check(isinstance(value, dict))
+    kinds, values = get_type_hints(kind), {}
+    for name, item in value.items():
+        if name not in kinds:
+            raise EntryError(f"{show(name)}: expected one of {', '.join(kinds)}")
+        try:
+            values[name] = convert(item, kinds[name])
+        except EntryError as error:
+            raise EntryError(f"{name}: {error}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise EntryError(f"{name}: expected {describe(kinds[name])}, got {show(item)}") from None
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise EntryError(f"{field.name}: expected {describe(kinds[field.name])}, got nothing")
+    return kind(**values)
 
 
 def _options(value: Any, kind: Any) -> dict[str, Any]:
@@ -123,6 +175,7 @@ def _strict_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_made_of(Literal), _choice)
     converter.register_structure_hook_func(_made_of(tuple), _sequence)
     converter.register_structure_hook_func(_made_of(dict), _options)
+    converter.register_structure_hook_func(dataclasses.is_dataclass, _record)
     converter.register_unstructure_hook(float, float)  # 300 is written as 300.0, so that equal configurations are equal texts
     return converter
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpsyngen.denoiser import Denoiser
-from dpsyngen.noise_levels import Stage
+from dpsyngen.sigma_draws import SigmaDraw, sigma_of
 
 
 class DrawSource(Protocol):
@@ -57,18 +57,16 @@ def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | N
 
 def draw(
     rng: DrawSource,
-    stage: Stage,
+    sigma_draw: SigmaDraw,
     labels: Tensor,
     image_shape: tuple[int, int, int],
     *,
-    p_mean: float,
-    p_std: float,
     label_dropout: float,
     null_label: int,
 ) -> Draws:
-    """Randomness for len(labels) rows, all from `rng`: sigma within the stage, unit noise, labels dropped to the null label."""
+    """Randomness for len(labels) rows, all from `rng`: sigma, unit noise, labels dropped to the null label."""
     rows = len(labels)
-    sigma = stage.sigma(rng.random(rows), p_mean, p_std)
+    sigma = sigma_of(sigma_draw, rng.random(rows))
     dropped = torch.from_numpy(rng.random(rows) < label_dropout)
     noise = torch.from_numpy(rng.standard_normal((rows, *image_shape), dtype=np.float32))
     return Draws(sigma, noise, torch.where(dropped, null_label, labels))

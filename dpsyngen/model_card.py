@@ -118,8 +118,16 @@ def _data(config: RunConfig) -> str:
     if data.class_names is not None:
         declared.append(f"Declared classes, in the order of their labels: {', '.join(data.class_names)}.")
     declared.append("The images are declared public." if data.public else "The images are private and not part of this release.")
-    programmatic = f"\n\nBefore them came programmatic images ({config.synthetic.family}), at no cost in privacy." if config.uses_synthetic else ""
-    return f"{described}\n\n{' '.join(declared)}{programmatic}"
+    return f"{described}\n\n{' '.join(declared)}{_programmatic(config)}"
+
+
+def _programmatic(config: RunConfig) -> str:
+    """What the synthetic stages learnt from."""
+    if not config.uses_synthetic:
+        return ""
+    families = {stage.family or config.synthetic.family: None for stage in config.stages.stages if stage.source == "synthetic"}
+    replayed = ", and with them more programmatic images" if config.stages.replay > 0 else ""
+    return f"\n\nBefore them came programmatic images ({', '.join(families)}){replayed}, at no cost in privacy."
 
 
 def _bullets(items: tuple[str, ...] | list[str]) -> str:

@@ -1,72 +1,103 @@
-"""Noise levels: the stages on ln sigma, draws of sigma inside a stage, and the grid that samplers walk down."""
+"""Noise levels: the stages on ln sigma with their draws of sigma, their turns, and the grid that samplers walk down."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_ndtr, logsumexp, ndtri_exp
 from torch import Tensor
 
-from dpsyngen.config import StagesConfig
-
-Source = Literal["synthetic", "private"]
+from dpsyngen.config import PhaseConfig, RunConfig, Source, StageConfig
+from dpsyngen.errors import InputError
+from dpsyngen.sigma_draws import Mixture, PiecewiseLinear, SigmaDraw, TruncatedNormal, Uniform, sigma_of
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A range of the noise level and the images that teach it.
+    """A range of the noise level, the images that teach it, and how sigma is drawn inside it.
 
-    `lower` and `upper` bound ln sigma and may be infinite. Within the stage ln sigma follows N(p_mean, p_std^2) truncated
-    to the range and renormalised.
+    `lower` and `upper` bound ln sigma and may be infinite; `weight` is its share of the draws of its phase, relative to the phase's other
+    stages; `family` and `options` are those of its programmatic images, none for private ones; `replay` is `StageConfig.replay`.
     """
 
     name: str
     lower: float
     upper: float
     source: Source
-
-    def sigma(self, uniform: np.ndarray, p_mean: float, p_std: float) -> Tensor:
-        """Map uniforms in [0, 1) to sigma by the inverse CDF of the truncated lognormal.
-
-        Never by rejection: one uniform gives one sigma, so a draw costs the same whatever the data and the thresholds.
-        Works in log probabilities, since a stage may lie many deviations from p_mean. Returns float32, same shape.
-        """
-        a, b = (self.lower - p_mean) / p_std, (self.upper - p_mean) / p_std
-        mirrored = a + b > 0  # log_ndtr is exact in the lower tail only; N(0, 1) is symmetric
-        if mirrored:
-            a, b = -b, -a
-        log_a, log_b = log_ndtr(a), log_ndtr(b)
-        with np.errstate(divide="ignore"):
-            z = ndtri_exp(logsumexp(np.stack([np.log1p(-uniform) + log_a, np.log(uniform) + log_b]), axis=0))
-        z = np.clip(z, a, b)
-        return torch.from_numpy(np.exp(p_mean + p_std * (-z if mirrored else z)).astype(np.float32))
+    sigma_draw: SigmaDraw
+    weight: float = 1.0
+    family: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    replay: float = 1.0
 
 
-def stages(config: StagesConfig) -> tuple[Stage, ...]:
-    """The stages of a variant (Choi et al., arXiv 2412.09842, section 4): cleaning | tau1 | context | tau2 | coarse.
+def stages(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one."""
+    return tuple(_stage(settings, config) for settings in config.stages.stages)
 
-    Neighbouring stages with the same source are one. `finetune` and `finetune_all` refine with private images what
-    programmatic images taught, so their ranges overlap; all others tile the line of ln sigma.
+
+def stages_of(config: RunConfig, *sources: Source) -> tuple[Stage, ...]:
+    """Those of some sources."""
+    return tuple(stage for stage in stages(config) if stage.source in sources)
+
+
+def mixture(parts: Sequence[Stage]) -> SigmaDraw:
+    """The draw of one network that learns several stages: the mixture of theirs by weight."""
+    if len(parts) == 1:
+        return parts[0].sigma_draw
+    return Mixture(tuple(stage.sigma_draw for stage in parts), tuple(stage.weight for stage in parts))
+
+
+def turns(weights: Sequence[float], numbers: np.ndarray) -> np.ndarray:
+    """Whose each number of the endless sequence 0, 1, 2, ... is, as an index into the weights: int64, as int64 `numbers`.
+
+    The first has the numbers at which a line of slope w_1 / (w_1 + w_2 + ...) reaches another integer (Bresenham), the second its share of
+    the others in the same way, and so on. So any run of numbers is divided in proportion to the weights, up to about one each.
     """
-    low, high, inf = config.tau1, config.tau2, math.inf
-    cleaning, coarse = Stage("cleaning", -inf, low, "synthetic"), Stage("coarse", high, inf, "synthetic")
-    return {
-        "dpdm": (Stage("all", -inf, inf, "private"),),
-        "nonprivate": (Stage("all", -inf, inf, "private"),),
-        "coarse": (coarse, Stage("context", -inf, high, "private")),
-        "cleaning": (cleaning, Stage("context", low, inf, "private")),
-        "coarse_cleaning": (cleaning, coarse, Stage("context", low, high, "private")),
-        "finetune": (coarse, Stage("all", -inf, inf, "private")),
-        "finetune_all": (Stage("pretraining", -inf, inf, "synthetic"), Stage("all", -inf, inf, "private")),
-    }[config.variant]
+    owner, left = np.full(numbers.shape, len(weights) - 1), numbers.astype(np.float64)
+    for index in range(len(weights) - 1):
+        share = weights[index] / sum(weights[index:])
+        before = np.ceil(left * share)
+        owner[(owner == len(weights) - 1) & (np.ceil((left + 1) * share) > before)] = index
+        left -= before
+    return owner
 
 
-def private_stage(config: StagesConfig) -> Stage:
-    """The one stage of a variant that private images teach."""
-    (stage,) = (stage for stage in stages(config) if stage.source == "private")
-    return stage
+def _stage(settings: StageConfig, config: RunConfig) -> Stage:
+    low, high = settings.range
+    drawn = _sigma_draw(settings, config)
+    if settings.source != "synthetic":
+        return Stage(settings.name, low, high, settings.source, drawn, settings.weight)
+    own = settings.family is not None
+    family, options = (settings.family or "", settings.options) if own else (config.synthetic.family, config.synthetic.options)
+    return Stage(settings.name, low, high, settings.source, drawn, settings.weight, family, options, settings.replay)
+
+
+def _sigma_draw(settings: StageConfig, config: RunConfig) -> SigmaDraw:
+    """The draw of a stage by its own settings or else its phase's; InputError if there is none."""
+    section = "synthetic" if settings.source == "synthetic" else "private"
+    phase: PhaseConfig = getattr(config, section)
+    kind = settings.sigma_draw or phase.sigma_draw
+    low, high = settings.range
+    drawn: SigmaDraw
+    try:
+        if kind == "uniform":
+            ends = math.log(config.sampling.sigma_min), math.log(config.sampling.sigma_max)
+            drawn = Uniform(ends[0] if settings.lower is None else low, ends[1] if settings.upper is None else high)
+        elif kind == "weights":
+            drawn = PiecewiseLinear(phase.sigma_weights if settings.sigma_weights is None else settings.sigma_weights, low, high)
+        else:
+            mean, std = (getattr(phase if own is None else settings, name) for name, own in (("p_mean", settings.p_mean), ("p_std", settings.p_std)))
+            drawn = TruncatedNormal(low, high, mean, std)
+        middle = float(sigma_of(drawn, np.array([0.5])))
+        if not 0 < middle < math.inf:
+            raise ValueError(f"expected noise levels that float32 can hold, got ln sigma in [{low:g}, {high:g}]")
+    except ValueError as error:
+        name = f"stages.custom: stage {settings.name}: sigma_draw" if config.stages.variant == "custom" else f"{section}.sigma_draw"
+        raise InputError(f"{name}: {error} in stage {settings.name}, drawn by {kind}") from error
+    return drawn
 
 
 def karras_grid(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:

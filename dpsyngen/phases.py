@@ -11,11 +11,12 @@ from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
-from dpsyngen.noise_levels import Stage, private_stage, stages
-from dpsyngen.ordinary_step import OrdinaryStep, nonprivate_batches, synthetic_batches
+from dpsyngen.noise_levels import mixture, stages_of
+from dpsyngen.ordinary_step import Lesson, OrdinaryStep, nonprivate_batches, synthetic_batches
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
-from dpsyngen.privacy.private_step import PrivateStep
+from dpsyngen.privacy.private_step import PrivateStep, PrivateStepsInTurn
+from dpsyngen.replay import ReplayStep
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,20 @@ class Phase:
         return settings.learning_rate * min(rise, max(fall, 0.0))
 
 
-def expert(denoiser: Denoiser | RoutedDenoiser, stage: Stage) -> Denoiser:
-    """The network that learns a stage."""
-    return denoiser.expert(stage) if isinstance(denoiser, RoutedDenoiser) else denoiser
+def expert(denoiser: Denoiser | RoutedDenoiser, name: str) -> Denoiser:
+    """The network that learns the stage of that name."""
+    return denoiser.expert(name) if isinstance(denoiser, RoutedDenoiser) else denoiser
 
 
 def synthetic_phase(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, compute: Compute) -> Phase | None:
     """Ordinary training of the synthetic stages on programmatic images; None for variants without one."""
-    experts = tuple((stage, expert(denoiser, stage)) for stage in stages(config.stages) if stage.source == "synthetic")
-    if not experts:
+    taught = stages_of(config, "synthetic")
+    if not taught:
         return None
     settings = config.synthetic
-    if settings.steps is None and config.data.expected_size is None:
-        raise InputError("synthetic.epochs: expected synthetic.steps instead, since data.expected_size is null")
-    steps = settings.planned_steps(config.data.expected_size or 0)
-    step = OrdinaryStep(experts, synthetic_batches(config), settings, config, compute, public=True)
-    return Phase("synthetic", settings, steps, step, nn.ModuleList({id(e): e for _, e in experts}.values()))
+    lessons = tuple(Lesson(stage, expert(denoiser, stage.name), synthetic_batches(config, stage)) for stage in taught)
+    step = OrdinaryStep(lessons, settings.batch_size, settings, config, compute, public=True)
+    return Phase("synthetic", settings, _synthetic_steps(config), step, nn.ModuleList(step.networks()))
 
 
 def private_phase(
@@ -62,14 +61,49 @@ def private_phase(
     ledger: Ledger,
     compute: Compute,
 ) -> Phase:
-    """DP-SGD on the private stage, or ordinary training on private images where the plan is None."""
-    stage = private_stage(config.stages)
-    network = expert(denoiser, stage)
+    """DP-SGD on the private stages, or ordinary training on private images where the plan is None; without such stages no steps.
+
+    One network learns the mixture of its stages; several networks take turns. With `stages.replay` each step replays programmatic images.
+    """
+    taught = stages_of(config, "private", "nonprivate")
+    if not taught:
+        return Phase("private", config.private, 0, lambda step: {}, denoiser)
     step: Callable[[int], dict[str, float]]
     if plan is None:
-        step = OrdinaryStep(((stage, network),), nonprivate_batches(dataset), config.private, config, compute, public=False)
-        steps = config.private.planned_steps(config.data.expected_size or len(dataset))
+        lessons = tuple(Lesson(stage, expert(denoiser, stage.name), nonprivate_batches(dataset)) for stage in taught)
+        step = OrdinaryStep(lessons, config.private.batch_size, config.private, config, compute, public=False)
+        steps, networks = config.private_steps(config.data.expected_size or len(dataset)), step.networks()
     else:
-        step = PrivateStep(network, stage, dataset, plan, ledger.key, ledger.journal, config, compute)
-        steps = plan.end
-    return Phase("private", config.private, steps, step, network)
+        groups = [(stage,) for stage in taught] if isinstance(denoiser, RoutedDenoiser) else [taught]
+        networks, steps = [expert(denoiser, group[0].name) for group in groups], plan.end
+        in_turn = tuple(
+            PrivateStep(network, mixture(group), dataset, plan, ledger.key, ledger.journal, config, compute)
+            for network, group in zip(networks, groups, strict=True)
+        )
+        step = in_turn[0] if len(in_turn) == 1 else PrivateStepsInTurn(in_turn, tuple(stage.weight for stage in taught))
+    if config.stages.replay > 0:
+        step = ReplayStep(step, replayed(config, networks[0], compute), networks[0], config.stages.replay, config.privacy.clipping_norm)
+    return Phase("private", config.private, steps, step, nn.ModuleList(networks))
+
+
+def replayed(config: RunConfig, denoiser: Denoiser, compute: Compute) -> OrdinaryStep:
+    """The synthetic stages as private steps replay them: the public sequences go on where the synthetic phase ends."""
+    settings, steps = config.synthetic, _synthetic_steps(config)
+    lessons = tuple(
+        Lesson(stage, denoiser, synthetic_batches(config, stage), stage.replay) for stage in stages_of(config, "synthetic") if stage.replay > 0
+    )
+    return OrdinaryStep(
+        lessons, replay_batch_size(config), settings, config, compute, public=True,
+        before=steps, images_before=steps * settings.batch_size,
+    )  # fmt: skip
+
+
+def replay_batch_size(config: RunConfig) -> int:
+    """Programmatic images that a private step replays."""
+    return config.stages.replay_batch_size or config.synthetic.batch_size
+
+
+def _synthetic_steps(config: RunConfig) -> int:
+    if config.synthetic.steps is None and config.data.expected_size is None:
+        raise InputError("synthetic.epochs: expected synthetic.steps instead, since data.expected_size is null")
+    return config.synthetic.planned_steps(config.data.expected_size or 0)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, SamplingConfig, StagesConfig, Variant
+from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, SamplingConfig, StageConfig, StagesConfig, Variant
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.networks.torchvision_compat import mend_torchvision
@@ -44,12 +44,13 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         tau1: float,
         tau2: float,
         holder: Literal["shared", "routed"],
+        custom: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__()
         config = RunConfig(
             data=DataConfig(image_size=image_size, channels=channels, num_classes=num_classes),
             network=NetworkConfig(backbone, width, depth, parameterisation, sigma_data, label_dropout),
-            stages=StagesConfig(variant, tau1, tau2, holder),
+            stages=StagesConfig(variant, tau1, tau2, holder, tuple(StageConfig(**stage) for stage in custom)),
             hints=HintsConfig(hints),
         )
         with torch.random.fork_rng(devices=[]):  # the caller's generator is not the initialisation's business
@@ -58,10 +59,11 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
     @classmethod
     def of_run(cls, config: RunConfig) -> "DPSynGenDenoiser":
         """The untrained network of a run."""
-        data = config.data
+        data, stages = config.data, config.stages
         return cls(
             image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, hints=config.hints.kind,
-            **asdict(config.network), **asdict(config.stages),
+            **asdict(config.network), variant=stages.variant, tau1=stages.tau1, tau2=stages.tau2, holder=stages.holder,
+            custom=[{"name": stage.name, "source": stage.source, "lower": stage.lower, "upper": stage.upper} for stage in stages.custom],
         )  # fmt: skip
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:

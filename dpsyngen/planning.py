@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
-from dpsyngen.data import SyntheticImages
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.loss import denoising_loss, draw
 from dpsyngen.networks.safety import refuse_mixing
-from dpsyngen.noise_levels import Stage, private_stage, stages
-from dpsyngen.phases import expert
+from dpsyngen.noise_levels import Stage, stages
+from dpsyngen.ordinary_step import synthetic_batches
+from dpsyngen.phases import expert, replay_batch_size
 from dpsyngen.privacy.per_example import recording
 from dpsyngen.privacy.plan import PrivacyPlan
 
@@ -49,38 +49,47 @@ def plan_run(config: RunConfig) -> RunPlan:
     privacy = PrivacyPlan.calibrate(config, size) if config.is_private else None
     denoiser = build_denoiser(config)
     refuse_mixing(denoiser, config.data.image_shape)
-    if config.uses_synthetic:
-        phase = config.synthetic
-        SyntheticImages(phase.family, phase.options, config.data.image_shape, config.seed)  # knows whether the family and its options exist
+    all_stages = stages(config)
+    for stage in all_stages:
+        if stage.source == "synthetic":
+            synthetic_batches(config, stage)  # knows whether the family and its options exist
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
-    private = config.private.planned_steps(size)
-    dimension = sum(p.numel() for p in expert(denoiser, private_stage(config.stages)).parameters())
-    rate_synthetic = _rows_per_second(config, denoiser, per_example=False)
-    rate_private = _rows_per_second(config, denoiser, per_example=True) if privacy else rate_synthetic
+    private = config.private_steps(size)
+    network = expert(denoiser, all_stages[-1].name)  # all are alike
+    rate_synthetic = _rows_per_second(config, network, all_stages[-1], per_example=False)
+    rate_private = _rows_per_second(config, network, all_stages[-1], per_example=True) if privacy else rate_synthetic
     seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
     seconds += private * config.private.batch_size * config.private.noise_multiplicity / rate_private
+    if config.stages.replay > 0:
+        seconds += private * replay_batch_size(config) * config.synthetic.noise_multiplicity / rate_synthetic
     return RunPlan(
         privacy=privacy,
         epsilon=privacy.epsilon_after(private) if privacy else None,
-        stages=stages(config.stages),
+        stages=all_stages,
         synthetic_steps=synthetic,
         private_steps=private,
         parameters=sum(p.numel() for p in denoiser.parameters()),
-        memory=_memory(config, denoiser, size),
+        memory=_memory(config, denoiser, network, size),
         seconds=seconds,
-        warnings=tuple(_warnings(config, privacy, size, private, dimension)),
+        warnings=tuple(_warnings(config, privacy, size, private, _dimension(denoiser, network, all_stages))),
     )
 
 
-def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_steps: int, dimension: int) -> list[str]:
+def _dimension(denoiser: Denoiser | RoutedDenoiser, network: Denoiser, stages: tuple[Stage, ...]) -> float:
+    """Parameters that a private step trains, over the share of the private steps that they get: several networks take turns."""
+    weights = [stage.weight for stage in stages if stage.source == "private"] if isinstance(denoiser, RoutedDenoiser) else []
+    return sum(p.numel() for p in network.parameters()) * (sum(weights) / min(weights) if weights else 1.0)
+
+
+def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_steps: int, dimension: float) -> list[str]:
     found = []
     if config.privacy.delta >= 1 / size:
         found.append(f"privacy.delta = {config.privacy.delta:g} is not below 1/N = {1 / size:.2g}: publishing one random image would satisfy it")
     if private_steps == 0:
-        found.append("private.steps = 0: no gradient step sees a private image")
+        found.append("no private steps: no gradient step sees a private image")
     if plan is None:
-        found.append("variant nonprivate: the private images are trained on WITHOUT any protection")
-    elif plan.noise_multiplier / plan.batch_size * dimension ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
+        found.append("nonprivate stages: the private images are trained on WITHOUT any protection")
+    elif plan.steps > 0 and plan.noise_multiplier / plan.batch_size * dimension ** 0.5 > _HOPELESS_NOISE_PER_UNIT * plan.steps**0.5:
         found.append(
             f"N = {size} is too small for epsilon = {config.privacy.epsilon:g}: noise of {plan.noise_multiplier:.3g} times the clipping norm "
             f"on a batch of {plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
@@ -101,15 +110,14 @@ def _probe(config: RunConfig, images: int, copies: int) -> tuple[Tensor, Tensor]
     return x.repeat_interleave(copies, dim=0), torch.zeros(images * copies, dtype=torch.int64)
 
 
-def _rows_per_second(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, *, per_example: bool) -> float:
+def _rows_per_second(config: RunConfig, network: Denoiser, stage: Stage, *, per_example: bool) -> float:
     """Rows (images x K) that one training step computes a second on this machine, timed on a few random images."""
     phase, compute = (config.private if per_example else config.synthetic), Compute.start(config.compute)
     copies, images = phase.noise_multiplicity, max(2, min(config.compute.chunk_size, 64 // phase.noise_multiplicity))
     x, labels = _probe(config, images, copies)
-    network = expert(denoiser, private_stage(config.stages)).to(compute.device)
+    network = network.to(compute.device)
     draws = draw(
-        np.random.default_rng(0), private_stage(config.stages), labels, config.data.image_shape,
-        p_mean=phase.p_mean, p_std=phase.p_std, label_dropout=0.0, null_label=network.null_label,
+        np.random.default_rng(0), stage.sigma_draw, labels, config.data.image_shape, label_dropout=0.0, null_label=network.null_label,
     ).to(compute.device)  # fmt: skip
     x, fastest = x.to(compute.device), float("inf")
     for _ in range(3):
@@ -129,7 +137,7 @@ def _rows_per_second(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, *, 
     return len(x) / fastest
 
 
-def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -> int:
+def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, network: Denoiser, size: int) -> int:
     """Images, weights with gradient, average and Adam's moments, a chunk's activations and per-example gradients."""
     parameters = sum(p.numel() for p in denoiser.parameters())
     bytes_each = 2 if config.compute.precision == "bf16" else 4
@@ -139,7 +147,7 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, size: int) -
         nonlocal outputs
         outputs += output.numel()
 
-    network = expert(denoiser, private_stage(config.stages)).cpu()
+    network = network.cpu()
     handles = [layer.register_forward_hook(count) for layer in network.backbone.modules() if not list(layer.children())]
     x, labels = _probe(config, 1, 1)
     with torch.no_grad():
@@ -171,12 +179,14 @@ def print_plan(config: RunConfig) -> None:
 def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
     shape = "x".join(map(str, config.data.image_shape))
     rows = [("private images", f"{config.data.expected_size:,} of {shape} from {config.data.source} (declared, not counted)")]
-    rows += [(f"stage {stage.name}", f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {stage.source} images") for stage in plan.stages]
+    rows += [(f"stage {stage.name}", _described(stage, plan.stages)) for stage in plan.stages]
     if plan.synthetic_steps:
         phase = config.synthetic
-        rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws, {phase.family}"))
+        rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws"))
     private = config.private
     rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
+    if config.stages.replay > 0:
+        rows.append(("replay", f"{replay_batch_size(config)} programmatic images a private step, weight {config.stages.replay:g}"))
     if plan.privacy is not None:
         privacy = plan.privacy
         rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {privacy.target_epsilon:g}) at delta = {privacy.delta:g}, per image"))
@@ -187,6 +197,14 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
     rows.append(("memory", f"about {plan.memory / 2**30:.2g} GiB"))
     rows.append(("training time here", _duration(plan.seconds)))
     return rows
+
+
+def _described(stage: Stage, stages: tuple[Stage, ...]) -> str:
+    """A stage's range, images, draw of sigma, and share of its phase's draws."""
+    together = [other for other in stages if (other.source == "synthetic") == (stage.source == "synthetic")]
+    share = f", {stage.weight / sum(other.weight for other in together):.3g} of its phase" if len(together) > 1 else ""
+    images = f"{stage.family} images" if stage.source == "synthetic" else f"{stage.source} images"
+    return f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {images}, {stage.sigma_draw}{share}"
 
 
 def _duration(seconds: float) -> str:

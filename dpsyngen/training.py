@@ -35,7 +35,7 @@ class Preparation:
     denoiser: Denoiser | RoutedDenoiser
     dataset: Dataset
     plan: PrivacyPlan | None
-    """None for the variant nonprivate."""
+    """None for nonprivate stages."""
     synthetic: Phase | None
     """None for variants without a synthetic phase."""
 
@@ -120,7 +120,7 @@ def run_phase(
 
 
 def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> torch.Tensor:
-    """The DP class means, spent now; exact ones where the variant is nonprivate. The processes share the images."""
+    """The DP class means, spent now; exact ones where the stages are nonprivate. The processes share the images."""
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
     blocks = compute.share(max(compute.processes, -(-len(dataset) // 1000)))  # one for each process, though it may be empty
     batches = (dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), len(dataset)))) for block in blocks)

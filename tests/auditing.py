@@ -35,7 +35,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, NetworkConfig, PrivacyConfig, PrivateConfig, RunConfig
 from dpsyngen.data import ImageDataset
 from dpsyngen.denoiser import Denoiser
-from dpsyngen.noise_levels import private_stage
+from dpsyngen.noise_levels import mixture, stages_of
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.private_step import PrivateStep
@@ -103,10 +103,10 @@ def projections(config: RunConfig, plan: PrivacyPlan, canary: bool, repetitions:
     denoiser = Denoiser(ConstantNet(), (1, 8, 8), 2, parameterisation="edm", sigma_data=0.5, hinted=False)
     journal = Journal(Path(os.devnull), writable=False)
     journal.open_attempt("audit", 0)
-    compute, stage = Compute(torch.device("cpu")), private_stage(config.stages)
+    compute, sigma_draw = Compute(torch.device("cpu")), mixture(stages_of(config, "private"))
     found = np.zeros((repetitions, plan.steps))
     for repetition in range(repetitions):
-        step = PrivateStep(denoiser, stage, dataset, plan, PrivateKey.fresh(), journal, config, compute)
+        step = PrivateStep(denoiser, sigma_draw, dataset, plan, PrivateKey.fresh(), journal, config, compute)
         for number in range(plan.steps):
             for parameter in denoiser.parameters():
                 parameter.grad = None

@@ -10,7 +10,6 @@ from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, S
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.loss import Draws, denoising_loss
 from dpsyngen.networks import LeanNet
-from dpsyngen.noise_levels import stages
 
 SHAPE = (1, 8, 8)
 
@@ -91,7 +90,7 @@ def test_routing_switches_by_sigma() -> None:
             nn.init.normal_(parameter, std=0.1)
     x, labels = torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.int64)
     sigma = torch.exp(torch.tensor([-4.0, -2.9, 1.9, 2.1]))
-    by_name = {stage.name: net.expert(stage) for stage in stages(routed_config().stages)}
+    by_name = {stage.name: net.expert(stage.name) for stage in routed_config().stages.stages}
     out = net(x, sigma, labels)
     for row, name in enumerate(["cleaning", "context", "context", "coarse"]):
         torch.testing.assert_close(out[row], by_name[name](x, sigma, labels)[row])

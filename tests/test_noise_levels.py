@@ -8,16 +8,18 @@ import pytest
 import torch
 from scipy.stats import kstest, truncnorm
 
-from dpsyngen.config import StagesConfig
-from dpsyngen.noise_levels import Stage, karras_grid, stages
+from dpsyngen.config import RunConfig, StagesConfig
+from dpsyngen.noise_levels import karras_grid, stages
+from dpsyngen.sigma_draws import TruncatedNormal, sigma_of
 
+EVERYWHERE = TruncatedNormal(-math.inf, math.inf, -1.2, 1.2)
 RANGES = [(-math.inf, math.inf), (-math.inf, -3.0), (-3.0, 2.0), (2.0, math.inf), (6.0, math.inf), (-12.0, -11.0)]
 
 
 @pytest.mark.parametrize(("lower", "upper"), RANGES)
 def test_sigma_follows_the_truncated_lognormal(lower: float, upper: float) -> None:
     uniform = np.random.default_rng(0).random(20_000)
-    log_sigma = np.log(Stage("s", lower, upper, "private").sigma(uniform, -1.2, 1.2).double().numpy())
+    log_sigma = np.log(sigma_of(TruncatedNormal(lower, upper, -1.2, 1.2), uniform).double().numpy())
     assert log_sigma.min() >= lower - 1e-5
     assert log_sigma.max() <= upper + 1e-5
     reference = truncnorm((lower + 1.2) / 1.2, (upper + 1.2) / 1.2, loc=-1.2, scale=1.2)
@@ -25,7 +27,7 @@ def test_sigma_follows_the_truncated_lognormal(lower: float, upper: float) -> No
 
 
 def test_one_uniform_gives_one_sigma_and_the_ends_are_finite() -> None:
-    sigma = Stage("all", -math.inf, math.inf, "private").sigma(np.array([0.0, 0.5, 1 - 2**-53]), -1.2, 1.2)
+    sigma = sigma_of(EVERYWHERE, np.array([0.0, 0.5, 1 - 2**-53]))
     assert sigma[1] == pytest.approx(math.exp(-1.2))
     assert sigma.shape == (3,)
     assert torch.isfinite(sigma[1:]).all()
@@ -34,16 +36,16 @@ def test_one_uniform_gives_one_sigma_and_the_ends_are_finite() -> None:
 
 @pytest.mark.parametrize("variant", ["dpdm", "coarse", "cleaning", "coarse_cleaning", "nonprivate"])
 def test_stages_tile_the_line(variant: str) -> None:
-    found = sorted(stages(StagesConfig(variant=variant)), key=lambda stage: stage.lower)  # type: ignore[arg-type]
+    found = sorted(stages(RunConfig(stages=StagesConfig(variant=variant))), key=lambda stage: stage.lower)  # type: ignore[arg-type]
     assert found[0].lower == -math.inf
     assert found[-1].upper == math.inf
     assert all(a.upper == b.lower for a, b in pairwise(found))
-    assert sum(stage.source == "private" for stage in found) == 1
+    assert sum(stage.source != "synthetic" for stage in found) == 1
 
 
 def test_authors_thresholds_cut_off_what_the_paper_says() -> None:
     """Under N(-1.2, 1.2^2) 6.7 % of the draws lie below -3 and 0.38 % above +2."""
-    log_sigma = np.log(Stage("all", -math.inf, math.inf, "private").sigma(np.random.default_rng(1).random(400_000), -1.2, 1.2).numpy())
+    log_sigma = np.log(sigma_of(EVERYWHERE, np.random.default_rng(1).random(400_000)).numpy())
     assert (log_sigma < -3).mean() == pytest.approx(0.067, rel=0.03)
     assert (log_sigma > 2).mean() == pytest.approx(0.0038, rel=0.1)
 

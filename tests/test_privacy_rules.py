@@ -18,7 +18,7 @@ from dpsyngen.denoiser import Denoiser, build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.loss import Draws, denoising_loss, draw
 from dpsyngen.networks.safety import refuse_mixing
-from dpsyngen.noise_levels import stages
+from dpsyngen.noise_levels import mixture, stages_of
 from dpsyngen.privacy.accounting import SubsampledGaussianMechanism, epsilon_of, gaussian_mu
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.journal import Journal
@@ -61,8 +61,8 @@ def randomised(config: RunConfig) -> Denoiser:
 def step_of(tmp_path: Path, config: RunConfig, plan: PrivacyPlan, images: ImageDataset, rank: int = 0, processes: int = 1) -> PrivateStep:
     journal = Journal(tmp_path / f"journal-{rank}.jsonl")
     journal.open_attempt("test", 0)
-    (stage,) = (stage for stage in stages(config.stages) if stage.source == "private")
-    return PrivateStep(randomised(config), stage, images, plan, KEY, journal, config, Compute(torch.device("cpu"), rank, processes))
+    compute = Compute(torch.device("cpu"), rank, processes)
+    return PrivateStep(randomised(config), mixture(stages_of(config, "private")), images, plan, KEY, journal, config, compute)
 
 
 def gradients(step: PrivateStep, number: int = 0) -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def test_private_step_is_what_a_loop_over_images_computes(tmp_path: Path) -> Non
     for image in range(count):
         rows = labels[image // size * size :][:size].repeat_interleave(3)
         rng = KEY.substream("draws", attempt=0, step=0, chunk=image // size)
-        draws = draw(rng, step.stage, rows, (1, 8, 8), p_mean=config.private.p_mean, p_std=config.private.p_std,
-                     label_dropout=config.network.label_dropout, null_label=step.denoiser.null_label)  # fmt: skip
+        draws = draw(rng, step.sigma_draw, rows, (1, 8, 8), label_dropout=config.network.label_dropout,
+                     null_label=step.denoiser.null_label)  # fmt: skip
         own = slice(3 * (image % size), 3 * (image % size) + 3)
         losses = denoising_loss(step.denoiser, images[image].expand(3, -1, -1, -1), Draws(draws.sigma[own], draws.noise[own], draws.labels[own]))
         single.append(torch.cat([g.flatten() for g in torch.autograd.grad(losses.mean(), parameters)]))

@@ -19,7 +19,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import NetworkConfig, PrivacyConfig, PrivateConfig
 from dpsyngen.errors import InputError
 from dpsyngen.loss import Draws, denoising_loss, draw
-from dpsyngen.noise_levels import private_stage
+from dpsyngen.noise_levels import stages_of
 from dpsyngen.privacy.class_means import ClassMeansMechanism
 from dpsyngen.privacy.journal import Journal, Spending
 from dpsyngen.privacy.layer_gradients import OuterProducts
@@ -223,7 +223,7 @@ def test_an_images_gradient_depends_on_no_companion_and_no_place(backbone, bf16)
     config = dataclasses.replace(tiny_config(), network=NetworkConfig(backbone=backbone, width=16))
     denoiser, rng, compute = randomised(config), np.random.default_rng(0), Compute(torch.device("cpu"), bf16=bf16)
     images, labels = (tensor.repeat_interleave(2, dim=0) for tensor in dataset().batch(np.arange(12)))
-    draws = draw(rng, private_stage(config.stages), labels, (1, 8, 8), p_mean=-1.2, p_std=1.2, label_dropout=0.1, null_label=3)
+    draws = draw(rng, stages_of(config, "private")[0].sigma_draw, labels, (1, 8, 8), label_dropout=0.1, null_label=3)
 
     def contributions(order):
         rows = [2 * image + copy for image in order for copy in (0, 1)]

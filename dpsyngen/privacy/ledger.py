@@ -9,6 +9,7 @@ import numpy as np
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
+from dpsyngen.noise_levels import stages
 from dpsyngen.privacy.continuation import Segment, segments_of
 from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, Spending, fingerprint
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -168,8 +169,11 @@ def _earlier(plan: PrivacyPlan | None, journal: Journal) -> tuple[Segment, ...]:
 
 
 def _result_deciding(config: RunConfig) -> str:
-    """The parts of the config that a private step's result depends on; where the images lie isn't one of them."""
+    """The parts of the config that a private step's result depends on; where the images lie isn't one of them.
+
+    The stages are there as they were settled too, since a uniform draw ends where sampling does, which may change on resume.
+    """
     compute = (config.compute.precision, config.compute.chunk_size, config.compute.chunks_at_once)
     data = replace(config.data, path="", test_path=None, index=None, description="", public=False)
-    parts = (config.seed, data, config.network, config.stages, config.hints, config.synthetic, config.private, config.privacy)
+    parts = (config.seed, data, config.network, config.stages, stages(config), config.hints, config.synthetic, config.private, config.privacy)
     return repr((*parts, compute))

@@ -85,7 +85,7 @@ class PrivacyPlan:
         """The plan with this noise in DP-SGD, whatever it costs; the class means still get their share of the target."""
         if config.private.batch_size > expected_size:
             raise InputError(f"private.batch_size: expected at most the {expected_size} images of the dataset, got {config.private.batch_size}")
-        steps, privacy = config.private.planned_steps(expected_size), config.privacy
+        steps, privacy = config.private_steps(expected_size), config.privacy
         if privacy.delta < accounting.smallest_delta(steps):
             raise InputError(f"privacy.delta: expected at least {accounting.smallest_delta(steps):.3g}, since below that rounding errors of the "
                              f"accounting of {steps} steps matter, got {privacy.delta:g}")  # fmt: skip

@@ -11,11 +11,12 @@ from dpsyngen.config import RunConfig
 from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.loss import Draws, denoising_loss, draw
-from dpsyngen.noise_levels import Stage
+from dpsyngen.noise_levels import turns
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.per_example import PerExampleGradients, recording
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import PrivateKey
+from dpsyngen.sigma_draws import SigmaDraw
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PrivateStep:
     """
 
     denoiser: Denoiser
-    stage: Stage
+    sigma_draw: SigmaDraw
     dataset: Dataset
     plan: PrivacyPlan
     key: PrivateKey
@@ -81,11 +82,28 @@ class PrivateStep:
         images, labels = self.dataset.batch(indices)
         copies = self.plan.noise_multiplicity
         drawn = draw(
-            self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.stage,
-            labels.repeat_interleave(copies), config.data.image_shape, p_mean=config.private.p_mean,
-            p_std=config.private.p_std, label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
+            self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.sigma_draw,
+            labels.repeat_interleave(copies), config.data.image_shape,
+            label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
         )  # fmt: skip
         return images[part], drawn.rows(slice(part.start * copies, part.stop * copies))
+
+
+@dataclass(frozen=True)
+class PrivateStepsInTurn:
+    """Private steps of one plan on the networks of several stages. Whose turn it is follows from the weights and the step's number alone, so
+    each is a step of the plan like any other. The networks whose turn it isn't have no gradient, so that an optimiser leaves them.
+    """
+
+    steps: tuple[PrivateStep, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """As `PrivateStep`, of the one whose turn it is."""
+        for other in self.steps:
+            for parameter in other.denoiser.parameters():
+                parameter.grad = None
+        return self.steps[int(turns(self.weights, np.array(step)))](step)
 
 
 class _Diagnostics:

@@ -42,7 +42,7 @@ def privacy_report(
         return {
             "status": status,
             "epsilon": None,
-            "guarantee": "none: variant nonprivate trains on the private images without any protection",
+            "guarantee": "none: this run trains on the private images without any protection",
             "caveats": caveats(config, None, guaranteed=True),
         }
     before = sum(segment.spending.steps for segment in earlier)

@@ -158,7 +158,7 @@ def _plans(cells: Sequence[Cell], epsilon: float) -> tuple[PrivacyPlan, ...]:
         if size is None:
             raise InputError("data.expected_size: expected a number, since null counts the private images")
         config = _at(cell.config, epsilon)
-        alike = (config.private.batch_size, config.private.planned_steps(size), config.hints.kind, config.hints.share)
+        alike = (config.private.batch_size, config.private_steps(size), config.hints.kind, config.hints.share)
         if alike not in noise:
             noise[alike] = PrivacyPlan.calibrate(config, size).noise_multiplier
         plans.append(PrivacyPlan.with_noise(config, size, noise[alike]))

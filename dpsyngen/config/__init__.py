@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Literal
 
-from dpsyngen.errors import InputError
+from dpsyngen.config.checks import require
+from dpsyngen.config.phases import PhaseConfig, PrivateConfig, SigmaDraw, SyntheticConfig
+from dpsyngen.config.stages import Source, StageConfig, StagesConfig, Variant
+
+__all__ = [
+    "AUTO_IN_MEMORY_BYTES", "SOURCES_ON_DISK", "SOURCES_WITH_PATH", "ComputeConfig", "DataConfig", "EvaluationConfig", "HintsConfig",
+    "NetworkConfig", "PhaseConfig", "PrivacyConfig", "PrivateConfig", "RunConfig", "SamplingConfig", "SigmaDraw", "Source", "StageConfig",
+    "StagesConfig", "SyntheticConfig", "Tracker", "TrackingConfig", "Variant",
+]  # fmt: skip
 
 SOURCES_ON_DISK = ("folder", "zip", "webdataset", "npy")
 """Values of data.source that may stay on disk; none of them brings test images."""
@@ -18,13 +26,7 @@ SOURCES_WITH_PATH = (*SOURCES_ON_DISK, "npz")
 AUTO_IN_MEMORY_BYTES = 2**31
 """The most that data.in_memory auto reads into memory."""
 
-Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "nonprivate"]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class DataConfig:
     """What the images are, in your words, for the model card."""
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 8 and self.image_size % 4 == 0, "data.image_size", "a multiple of 4, at least 8", self.image_size)
-        _require(self.num_classes >= 0, "data.num_classes", "an integer >= 0", self.num_classes)
-        _require(self.expected_size is None or self.expected_size > 0, "data.expected_size", "an integer > 0 or null", self.expected_size)
-        _require(self.held_out >= 0, "data.held_out", "an integer >= 0", self.held_out)
+        require(self.image_size >= 8 and self.image_size % 4 == 0, "data.image_size", "a multiple of 4, at least 8", self.image_size)
+        require(self.num_classes >= 0, "data.num_classes", "an integer >= 0", self.num_classes)
+        require(self.expected_size is None or self.expected_size > 0, "data.expected_size", "an integer > 0 or null", self.expected_size)
+        require(self.held_out >= 0, "data.held_out", "an integer >= 0", self.held_out)
         if self.source in SOURCES_WITH_PATH:
-            _require(self.path is not None, "data.path", f"a path, since data.source is {self.source}", self.path)
+            require(self.path is not None, "data.path", f"a path, since data.source is {self.source}", self.path)
         if self.class_names is not None:
-            _require(len(self.class_names) == self.num_classes, "data.class_names", f"{self.num_classes} names (data.num_classes)", self.class_names)
+            require(len(self.class_names) == self.num_classes, "data.class_names", f"{self.num_classes} names (data.num_classes)", self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,31 +104,10 @@ class NetworkConfig:
     """Probability that training hides the label, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        _require(self.width >= 8 and self.width % 8 == 0, "network.width", "a multiple of 8, at least 8", self.width)
-        _require(self.depth >= 1, "network.depth", "an integer >= 1", self.depth)
-        _require(self.sigma_data > 0, "network.sigma_data", "a number > 0", self.sigma_data)
-        _require(0 <= self.label_dropout < 1, "network.label_dropout", "a number in [0, 1)", self.label_dropout)
-
-
-@dataclass(frozen=True)
-class StagesConfig:
-    """How the range of ln sigma is divided between programmatic and private images."""
-
-    variant: Variant = "finetune_all"
-    """Which stages programmatic images teach; see docs/method.md."""
-    tau1: float = -3.0
-    """Threshold on ln sigma between the cleaning and the context stage."""
-    tau2: float = 2.0
-    """Threshold on ln sigma between the context and the coarse stage."""
-    holder: Literal["shared", "routed"] = "shared"
-    """One network for all stages, or one network per stage switched by sigma while sampling."""
-
-    def __post_init__(self) -> None:
-        _require(-inf < self.tau1 < self.tau2, "stages.tau1", f"a finite number below stages.tau2 = {self.tau2}", self.tau1)
-        _require(self.tau2 < inf, "stages.tau2", "a finite number", self.tau2)
-        if self.holder == "routed":
-            routable = ("dpdm", "coarse", "cleaning", "coarse_cleaning", "nonprivate")
-            _require(self.variant in routable, "stages.holder", f"shared, since stages.variant {self.variant} refines one network", self.holder)
+        require(self.width >= 8 and self.width % 8 == 0, "network.width", "a multiple of 8, at least 8", self.width)
+        require(self.depth >= 1, "network.depth", "an integer >= 1", self.depth)
+        require(self.sigma_data > 0, "network.sigma_data", "a number > 0", self.sigma_data)
+        require(0 <= self.label_dropout < 1, "network.label_dropout", "a number in [0, 1)", self.label_dropout)
 
 
 @dataclass(frozen=True)
@@ -151,87 +132,14 @@ class HintsConfig:
     """Range of the contrast that the blurred hint keeps."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)
-        _require(-1 <= self.centre <= 1, "hints.centre", "a number in [-1, 1]", self.centre)
-        _require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
-        _require(0 < self.count_weight < 1, "hints.count_weight", "a number in (0, 1)", self.count_weight)
-        _require(self.count_floor >= 1, "hints.count_floor", "a number >= 1", self.count_floor)
+        require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)
+        require(-1 <= self.centre <= 1, "hints.centre", "a number in [-1, 1]", self.centre)
+        require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
+        require(0 < self.count_weight < 1, "hints.count_weight", "a number in (0, 1)", self.count_weight)
+        require(self.count_floor >= 1, "hints.count_floor", "a number >= 1", self.count_floor)
         for name in ("synthetic_blur", "synthetic_fade"):
             low, high = getattr(self, name)
-            _require(0 <= low <= high, f"hints.{name}", "two numbers, 0 <= low <= high", (low, high))
-
-
-@dataclass(frozen=True)
-class PhaseConfig:
-    """What the two phases of training have in common."""
-
-    batch_size: int = 128
-    """Images a step."""
-    noise_multiplicity: int = 4
-    """Draws of (sigma, noise) per image."""
-    steps: int | None = None
-    """Steps of this phase."""
-    epochs: float | None = 300
-    """Or its length in epochs of data.expected_size images."""
-    learning_rate: float = 4e-4
-    """Adam's peak learning rate."""
-    warmup: float = 0.02
-    """The fraction of the steps over which the learning rate rises from zero."""
-    decay: float = 0.0
-    """The fraction of the steps, at the end, over which the learning rate falls to zero."""
-    ema_decay: float = 0.999
-    """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
-    p_mean: float = -1.2
-    """Mean of ln sigma before truncation to the stage."""
-    p_std: float = 1.2
-    """Standard deviation of ln sigma before truncation to the stage."""
-
-    def planned_steps(self, expected_size: int) -> int:
-        """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
-        return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
-
-    def _check(self, section: str) -> None:
-        _require(self.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", self.batch_size)
-        _require(self.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", self.noise_multiplicity)
-        _require((self.steps is None) != (self.epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", self.steps)
-        _require(self.steps is None or self.steps >= 0, f"{section}.steps", "an integer >= 0", self.steps)
-        _require(self.epochs is None or 0 <= self.epochs < inf, f"{section}.epochs", "a finite number >= 0", self.epochs)
-        _require(0 < self.learning_rate < inf, f"{section}.learning_rate", "a finite number > 0", self.learning_rate)
-        _require(0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1, f"{section}.warmup",
-                 f"warmup and decay >= 0 that sum to at most 1 (decay is {self.decay})", self.warmup)
-        _require(0 <= self.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", self.ema_decay)
-        _require(-inf < self.p_mean < inf, f"{section}.p_mean", "a finite number", self.p_mean)
-        _require(0 < self.p_std < inf, f"{section}.p_std", "a finite number > 0", self.p_std)
-
-
-@dataclass(frozen=True)
-class SyntheticConfig(PhaseConfig):
-    """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
-
-    family: str = "dead_leaves"
-    """A generator's name; see synthetic_generators/."""
-    options: dict[str, float | int | str | bool] = field(default_factory=dict)
-    """The generator's own settings."""
-
-    def __post_init__(self) -> None:
-        self._check("synthetic")
-
-
-@dataclass(frozen=True)
-class PrivateConfig(PhaseConfig):
-    """The private phase: DP-SGD with noise multiplicity (ordinary training under the variant nonprivate)."""
-
-    batch_size: int = 4096
-    """The expected size of a Poisson batch; q = batch_size / expected_size."""
-    noise_multiplicity: int = 32
-    """K, the draws of (sigma, noise) per image, averaged before clipping (Dockhorn et al., section 3.2)."""
-    learning_rate: float = 3e-4
-    """Adam's peak learning rate."""
-    warmup: float = 0.0
-    """The fraction of the steps over which the learning rate rises from zero."""
-
-    def __post_init__(self) -> None:
-        self._check("private")
+            require(0 <= low <= high, f"hints.{name}", "two numbers, 0 <= low <= high", (low, high))
 
 
 @dataclass(frozen=True)
@@ -251,12 +159,12 @@ class PrivacyConfig:
     """64 hex digits in place of the random key, for tests alone: with it nothing is guaranteed, and the report says so."""
 
     def __post_init__(self) -> None:
-        _require(1e-3 <= self.epsilon <= 100, "privacy.epsilon", "a number in [0.001, 100]", self.epsilon)
-        _require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
-        _require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
+        require(1e-3 <= self.epsilon <= 100, "privacy.epsilon", "a number in [0.001, 100]", self.epsilon)
+        require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
+        require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
         key = self.unsafe_fixed_key
         valid = key is None or (len(key) == 64 and all(c in "0123456789abcdef" for c in key))
-        _require(valid, "privacy.unsafe_fixed_key", "64 hexadecimal digits or null", "something else")
+        require(valid, "privacy.unsafe_fixed_key", "64 hexadecimal digits or null", "something else")
 
 
 @dataclass(frozen=True)
@@ -278,12 +186,12 @@ class ComputeConfig:
     """How many of the newest checkpoints stay on disk."""
 
     def __post_init__(self) -> None:
-        _require(self.chunk_size >= 1, "compute.chunk_size", "an integer >= 1", self.chunk_size)
-        _require(self.chunks_at_once >= 1, "compute.chunks_at_once", "an integer >= 1", self.chunks_at_once)
-        _require(self.checkpoint_every >= 1, "compute.checkpoint_every", "an integer >= 1", self.checkpoint_every)
-        _require(self.checkpoints_kept >= 1, "compute.checkpoints_kept", "an integer >= 1", self.checkpoints_kept)
+        require(self.chunk_size >= 1, "compute.chunk_size", "an integer >= 1", self.chunk_size)
+        require(self.chunks_at_once >= 1, "compute.chunks_at_once", "an integer >= 1", self.chunks_at_once)
+        require(self.checkpoint_every >= 1, "compute.checkpoint_every", "an integer >= 1", self.checkpoint_every)
+        require(self.checkpoints_kept >= 1, "compute.checkpoints_kept", "an integer >= 1", self.checkpoints_kept)
         known = self.device in ("auto", "cpu", "cuda", "mps") or self.device.removeprefix("cuda:").isdigit()
-        _require(known, "compute.device", "auto, cpu, cuda, cuda:N or mps", self.device)
+        require(known, "compute.device", "auto, cpu, cuda, cuda:N or mps", self.device)
 
 
 @dataclass(frozen=True)
@@ -316,16 +224,16 @@ class SamplingConfig:
     """Images computed together; changes nothing but rounding."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "sampling.steps", "an integer >= 1", self.steps)
-        _require(0 < self.sigma_min < self.sigma_max, "sampling.sigma_min", f"a number in (0, sampling.sigma_max = {self.sigma_max})", self.sigma_min)
-        _require(self.rho > 0, "sampling.rho", "a number > 0", self.rho)
-        _require(self.s_churn >= 0, "sampling.s_churn", "a number >= 0", self.s_churn)
-        _require(self.s_churn == 0 or self.sampler == "heun", "sampling.s_churn", "0, since only the heun sampler churns", self.s_churn)
-        _require(0 <= self.s_min <= self.s_max, "sampling.s_min", "a number in [0, sampling.s_max]", self.s_min)
-        _require(self.s_noise > 0, "sampling.s_noise", "a number > 0", self.s_noise)
-        _require(self.guidance >= 0, "sampling.guidance", "a number >= 0", self.guidance)
-        _require(self.num_images >= 1, "sampling.num_images", "an integer >= 1", self.num_images)
-        _require(self.batch_size >= 1, "sampling.batch_size", "an integer >= 1", self.batch_size)
+        require(self.steps >= 1, "sampling.steps", "an integer >= 1", self.steps)
+        require(0 < self.sigma_min < self.sigma_max, "sampling.sigma_min", f"a number in (0, sampling.sigma_max = {self.sigma_max})", self.sigma_min)
+        require(self.rho > 0, "sampling.rho", "a number > 0", self.rho)
+        require(self.s_churn >= 0, "sampling.s_churn", "a number >= 0", self.s_churn)
+        require(self.s_churn == 0 or self.sampler == "heun", "sampling.s_churn", "0, since only the heun sampler churns", self.s_churn)
+        require(0 <= self.s_min <= self.s_max, "sampling.s_min", "a number in [0, sampling.s_max]", self.s_min)
+        require(self.s_noise > 0, "sampling.s_noise", "a number > 0", self.s_noise)
+        require(self.guidance >= 0, "sampling.guidance", "a number >= 0", self.guidance)
+        require(self.num_images >= 1, "sampling.num_images", "an integer >= 1", self.num_images)
+        require(self.batch_size >= 1, "sampling.batch_size", "an integer >= 1", self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -347,10 +255,10 @@ class EvaluationConfig:
     """The real images for CAS and FID: the test images, or the training images of data.held_out."""
 
     def __post_init__(self) -> None:
-        _require(self.classifier_seeds >= 1, "evaluation.classifier_seeds", "an integer >= 1", self.classifier_seeds)
-        _require(self.classifier_epochs >= 1, "evaluation.classifier_epochs", "an integer >= 1", self.classifier_epochs)
-        _require(self.fid_images >= 2, "evaluation.fid_images", "an integer >= 2", self.fid_images)
-        _require(len(set(self.classifiers)) == len(self.classifiers), "evaluation.classifiers", "no name twice", self.classifiers)
+        require(self.classifier_seeds >= 1, "evaluation.classifier_seeds", "an integer >= 1", self.classifier_seeds)
+        require(self.classifier_epochs >= 1, "evaluation.classifier_epochs", "an integer >= 1", self.classifier_epochs)
+        require(self.fid_images >= 2, "evaluation.fid_images", "an integer >= 2", self.fid_images)
+        require(len(set(self.classifiers)) == len(self.classifiers), "evaluation.classifiers", "no name twice", self.classifiers)
 
 
 @dataclass(frozen=True)
@@ -371,10 +279,10 @@ class TrackingConfig:
     They are NOT private."""
 
     def __post_init__(self) -> None:
-        _require(self.log_every >= 1, "tracking.log_every", "an integer >= 1", self.log_every)
-        _require(self.grid_every >= 0, "tracking.grid_every", "an integer >= 0", self.grid_every)
-        _require(len(set(self.trackers)) == len(self.trackers), "tracking.trackers", "no name twice", self.trackers)
-        _require(bool(self.project), "tracking.project", "a name", self.project)
+        require(self.log_every >= 1, "tracking.log_every", "an integer >= 1", self.log_every)
+        require(self.grid_every >= 0, "tracking.grid_every", "an integer >= 0", self.grid_every)
+        require(len(set(self.trackers)) == len(self.trackers), "tracking.trackers", "no name twice", self.trackers)
+        require(bool(self.project), "tracking.project", "a name", self.project)
 
     def grid_is_due(self, step: int, last: int) -> bool:
         """Whether a grid of images is drawn after `step` steps of a phase that has `last`."""
@@ -402,19 +310,19 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", "an integer >= 0", self.seed)
-        _require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
+        require(self.seed >= 0, "seed", "an integer >= 0", self.seed)
+        require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
                  "name", "a plain directory name", self.name)
         size = self.data.expected_size
         if size is not None:
-            _require(self.private.batch_size <= size, "private.batch_size",
+            require(self.private.batch_size <= size, "private.batch_size",
                      f"at most data.expected_size = {size}, since q = batch_size / expected_size can't exceed 1", self.private.batch_size)
-        _require(self.sampling.guidance == 1 or self.data.num_classes > 0, "sampling.guidance",
+        require(self.sampling.guidance == 1 or self.data.num_classes > 0, "sampling.guidance",
                  "1, since data.num_classes is 0, so there is no class to guide to", self.sampling.guidance)
-        _require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",
+        require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",
                  "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":
-            _require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
+            require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
 
     @property
     def without_secrets(self) -> "RunConfig":
@@ -424,10 +332,18 @@ class RunConfig:
 
     @property
     def is_private(self) -> bool:
-        """Whether the second phase is DP-SGD."""
-        return self.stages.variant != "nonprivate"
+        """Whether nothing touches the private images but what is paid for."""
+        return not self._has_stages_of("nonprivate")
 
     @property
     def uses_synthetic(self) -> bool:
         """Whether there is a synthetic phase."""
-        return self.stages.variant not in ("dpdm", "nonprivate")
+        return self._has_stages_of("synthetic")
+
+    def private_steps(self, expected_size: int) -> int:
+        """The private phase's length in steps: none without a stage that private images teach."""
+        learn = self._has_stages_of("private") or self._has_stages_of("nonprivate")
+        return self.private.planned_steps(expected_size) if learn else 0
+
+    def _has_stages_of(self, source: Source) -> bool:
+        return any(stage.source == source for stage in self.stages.stages)

@@ -1,0 +1,89 @@
+"""The two phases of training."""
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from dpsyngen.config.checks import require, require_density
+
+SigmaDraw = Literal["lognormal", "uniform", "weights"]
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """What the two phases of training have in common."""
+
+    batch_size: int = 128
+    """Images a step."""
+    noise_multiplicity: int = 4
+    """Draws of (sigma, noise) per image."""
+    steps: int | None = None
+    """Steps of this phase."""
+    epochs: float | None = 300
+    """Or its length in epochs of data.expected_size images."""
+    learning_rate: float = 4e-4
+    """Adam's peak learning rate."""
+    warmup: float = 0.02
+    """The fraction of the steps over which the learning rate rises from zero."""
+    decay: float = 0.0
+    """The fraction of the steps, at the end, over which the learning rate falls to zero."""
+    ema_decay: float = 0.999
+    """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
+    sigma_draw: SigmaDraw = "lognormal"
+    """How ln sigma is drawn inside a stage: by N(p_mean, p_std^2) truncated to it; uniformly, an open end being that of sampling
+    (sampling.sigma_min, sampling.sigma_max); or by the density of sigma_weights."""
+    p_mean: float = -1.2
+    """Mean of ln sigma before truncation to the stage, for lognormal."""
+    p_std: float = 1.2
+    """Standard deviation of ln sigma before truncation to the stage, for lognormal."""
+    sigma_weights: tuple[tuple[float, float], ...] = ()
+    """For weights: pairs [ln sigma, weight] with straight lines between them and nothing outside; no need to normalise."""
+
+    def planned_steps(self, expected_size: int) -> int:
+        """The phase's length in steps, from `steps` or from `epochs` of `expected_size` images."""
+        return self.steps if self.steps is not None else round((self.epochs or 0.0) * expected_size / self.batch_size)
+
+    def _check(self, section: str) -> None:
+        require(self.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", self.batch_size)
+        require(self.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", self.noise_multiplicity)
+        require((self.steps is None) != (self.epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", self.steps)
+        require(self.steps is None or self.steps >= 0, f"{section}.steps", "an integer >= 0", self.steps)
+        require(self.epochs is None or 0 <= self.epochs < inf, f"{section}.epochs", "a finite number >= 0", self.epochs)
+        require(0 < self.learning_rate < inf, f"{section}.learning_rate", "a finite number > 0", self.learning_rate)
+        require(0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1, f"{section}.warmup",
+                f"warmup and decay >= 0 that sum to at most 1 (decay is {self.decay})", self.warmup)
+        require(0 <= self.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", self.ema_decay)
+        require(-inf < self.p_mean < inf, f"{section}.p_mean", "a finite number", self.p_mean)
+        require(0 < self.p_std < inf, f"{section}.p_std", "a finite number > 0", self.p_std)
+        if self.sigma_draw == "weights" or self.sigma_weights:
+            require_density(f"{section}.sigma_weights", self.sigma_weights)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(PhaseConfig):
+    """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
+
+    family: str = "dead_leaves"
+    """A generator's name; see synthetic_generators/."""
+    options: dict[str, float | int | str | bool] = field(default_factory=dict)
+    """The generator's own settings."""
+
+    def __post_init__(self) -> None:
+        self._check("synthetic")
+
+
+@dataclass(frozen=True)
+class PrivateConfig(PhaseConfig):
+    """The private phase: DP-SGD with noise multiplicity (ordinary training where the stages are nonprivate)."""
+
+    batch_size: int = 4096
+    """The expected size of a Poisson batch; q = batch_size / expected_size."""
+    noise_multiplicity: int = 32
+    """K, the draws of (sigma, noise) per image, averaged before clipping (Dockhorn et al., section 3.2)."""
+    learning_rate: float = 3e-4
+    """Adam's peak learning rate."""
+    warmup: float = 0.0
+    """The fraction of the steps over which the learning rate rises from zero."""
+
+    def __post_init__(self) -> None:
+        self._check("private")
