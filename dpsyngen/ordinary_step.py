@@ -32,9 +32,18 @@ def synthetic_batches(config: RunConfig, stage: Stage) -> Batches:
             raise
         raise InputError(f"stages.custom: stage {stage.name}: {str(error).removeprefix('synthetic.')}") from error
 
+    if config.hints.kind != "none" and config.hints.synthetic_from == "class" and source.copies < 2:
+        raise InputError(f"hints.synthetic_from: expected image, since stage {stage.name} learns from {stage.family}, which draws no classes, got 'class'")
+
     def batch(places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        images = source.batch(places)
-        hints = synthetic_hints(images, config.hints, rng) if config.hints.kind != "none" else None
+        if config.hints.kind == "none":
+            images, hints = source.batch(places), None
+        elif config.hints.synthetic_from == "image":
+            images = source.batch(places)
+            hints = synthetic_hints(images, config.hints, rng)
+        else:
+            images, means = source.with_class_means(places)
+            hints = synthetic_hints(means, config.hints, rng)
         return images, torch.from_numpy(rng.integers(max(1, config.data.num_classes), size=len(places))), hints
 
     return batch

@@ -21,6 +21,7 @@ from dpsyngen.data.fashion_mnist import SYSTEM_FOLDER, find_files
 from dpsyngen.data.folder import SUFFIXES
 from dpsyngen.data.idx import read_idx
 from dpsyngen.errors import InputError
+from dpsyngen.noise_levels import stages_of
 from dpsyngen.ordinary_step import synthetic_batches
 
 needs_fashion_mnist = pytest.mark.skipif(not SYSTEM_FOLDER.is_dir(), reason=f"Debian's dataset-fashion-mnist is not installed in {SYSTEM_FOLDER}")
@@ -509,3 +510,18 @@ def test_wrong_synthetic_settings_are_input_errors() -> None:
     refused(lambda: SyntheticImages("dead_leafs", {}, shape, 0), "synthetic.family", "'dead_leaves'")
     refused(lambda: SyntheticImages("dead_leaves", {"leafs": 3}, shape, 0), "synthetic.options", "'leaves'")
     refused(lambda: SyntheticImages("dead_leaves", {"leaves": 0}, shape, 0), "synthetic.options", "leaves")
+
+
+def test_a_class_mean_is_the_mean_of_the_other_versions_of_the_figure() -> None:
+    source = SyntheticImages("variations", {"copies": 4}, (1, 12, 12), seed=3)
+    indices = np.array([9, 2, 10, 11, 7])  # versions of figures 2, 0, 2, 2, 1
+    images, means = source.with_class_means(indices)
+    assert torch.equal(images, source.batch(indices))
+    for index, mean in zip(indices.tolist(), means, strict=True):
+        others = [other for other in range(index // 4 * 4, index // 4 * 4 + 4) if other != index]
+        assert torch.allclose(mean, source.batch(others).mean(dim=0), atol=1e-6)
+
+
+def test_hints_from_classes_need_a_family_that_draws_classes() -> None:
+    config = RunConfig(hints=HintsConfig(synthetic_from="class"))
+    refused(lambda: synthetic_batches(config, stages_of(config, "synthetic")[0]), "hints.synthetic_from", "dead_leaves")

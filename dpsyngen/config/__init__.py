@@ -126,10 +126,13 @@ class HintsConfig:
     """Public constant b in (0, 1): the part of the unit sensitivity that the class counts take (a^2 + b^2 = 1)."""
     count_floor: float = 20.0
     """Public constant: noisy counts are raised to at least this."""
+    synthetic_from: Literal["image", "class"] = "image"
+    """What a programmatic image's hint is made of: itself, or the mean of the other versions of its figure, which is to it what a class
+    mean is to a private image. class needs the family variations."""
     synthetic_blur: tuple[float, float] = (0.08, 0.2)
-    """Range of the blur that turns a programmatic image into its own hint, as a fraction of the image side."""
+    """Range of the blur that turns this into the hint, as a fraction of the image side."""
     synthetic_fade: tuple[float, float] = (0.4, 1.0)
-    """Range of the contrast that the blurred hint keeps."""
+    """Range of the contrast that the hint keeps."""
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)

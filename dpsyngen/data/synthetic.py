@@ -30,3 +30,18 @@ class SyntheticImages:
     def batch(self, indices: Sequence[int] | range | np.ndarray) -> Tensor:
         """The images at these places of the sequence, float32 [n, C, H, W] in [-1, 1]; each a function of the seed and its index alone."""
         return to_unit_range(self._generator.generate(Streams(self._seed, indices)))
+
+    @property
+    def copies(self) -> int:
+        """How many versions of a figure follow one another; 1 for families that draw each image by itself."""
+        return getattr(self._generator, "copies", 1)
+
+    def with_class_means(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """As `batch`, and the mean of the other versions of each image's figure, like the images. Needs `copies` of 2 at least.
+
+        Made of whole figures, so indices that follow one another cost little more than the images alone.
+        """
+        figures, figure = np.unique(indices // self.copies, return_inverse=True)
+        versions = self.batch((figures[:, None] * self.copies + np.arange(self.copies)).ravel()).unflatten(0, (len(figures), self.copies))
+        others = (versions.sum(dim=1, keepdim=True) - versions) / (self.copies - 1)
+        return versions[figure, indices % self.copies], others[figure, indices % self.copies]
