@@ -183,16 +183,18 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
     if plan.synthetic_steps:
         phase = config.synthetic
         rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws"))
-    private = config.private
-    rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
-    if config.stages.replay > 0:
+    if plan.private_steps:
+        private = config.private
+        rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
+    if plan.private_steps and config.stages.replay > 0:
         rows.append(("replay", f"{replay_batch_size(config)} programmatic images a private step, weight {config.stages.replay:g}"))
     if plan.privacy is not None:
         privacy = plan.privacy
         rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {privacy.target_epsilon:g}) at delta = {privacy.delta:g}, per image"))
         if privacy.class_means is not None:
             rows.append(("noise of the class means", f"{privacy.class_means.noise_multiplier:.4g} times the sensitivity, once"))
-        rows.append(("noise of DP-SGD", f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}, q = {privacy.sampling_rate:.4g}"))
+        if privacy.steps:
+            rows.append(("noise of DP-SGD", f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}, q = {privacy.sampling_rate:.4g}"))
     rows.append(("parameters", f"{plan.parameters:,}"))
     rows.append(("memory", f"about {plan.memory / 2**30:.2g} GiB"))
     rows.append(("training time here", _duration(plan.seconds)))

@@ -23,6 +23,7 @@ from dpsyngen.config import (
     PrivateConfig,
     RunConfig,
     SamplingConfig,
+    StageConfig,
     StagesConfig,
     SyntheticConfig,
     Variant,
@@ -321,6 +322,12 @@ def _with_length(kind, **fields):
     return st.builds(lambda length, **rest: kind(steps=length[0], epochs=length[1], **rest), LENGTH, **fields)
 
 
+STAGE = st.builds(
+    StageConfig, name=st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True), source=st.just("synthetic"), lower=st.none() | st.floats(-1e300, -1),
+    upper=st.none() | st.floats(0, 1e300), weight=st.floats(1e-300, 1e300),
+    family=TEXT, options=st.dictionaries(TEXT, st.booleans() | TEXT, max_size=2),
+    sigma_draw=st.just("weights"), sigma_weights=st.none() | st.just(((-1.5, 0.0), (2.0, 1e-9), (3.0, 0.0))), replay=st.floats(0, 1e9),
+)  # fmt: skip
 CONFIGS = st.builds(
     RunConfig,
     name=TEXT.filter(lambda name: name not in ("", ".", "..") and not set(name) & set("/\\\0")),
@@ -329,7 +336,12 @@ CONFIGS = st.builds(
         DataConfig, path=st.none() | TEXT, class_names=st.none() | st.lists(TEXT, min_size=3, max_size=3).map(tuple), num_classes=st.just(3),
         public=st.booleans(), description=TEXT, channels=st.sampled_from([1, 3]),
     ),
-    stages=st.builds(StagesConfig, variant=st.sampled_from(get_args(Variant)), tau1=st.floats(-1e300, -1), tau2=st.floats(1, 1e300)),
+    stages=st.one_of(
+        st.builds(StagesConfig, variant=st.sampled_from([variant for variant in get_args(Variant) if variant != "custom"]),
+                  tau1=st.floats(-1e300, -1), tau2=st.floats(1, 1e300)),
+        st.builds(StagesConfig, variant=st.just("custom"),
+                  custom=st.lists(STAGE, min_size=1, max_size=3, unique_by=lambda stage: stage.name).map(tuple)),
+    ),
     hints=st.builds(HintsConfig, synthetic_blur=ORDERED, synthetic_fade=ORDERED),
     synthetic=_with_length(SyntheticConfig, **PHASE, family=TEXT, options=st.dictionaries(
         TEXT, st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, max_size=4)),

@@ -30,8 +30,8 @@ class PhaseConfig:
     ema_decay: float = 0.999
     """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
     sigma_draw: SigmaDraw = "lognormal"
-    """How ln sigma is drawn inside a stage: by N(p_mean, p_std^2) truncated to it; uniformly, an open end being that of sampling
-    (sampling.sigma_min, sampling.sigma_max); or by the density of sigma_weights."""
+    """How ln sigma is drawn inside a stage: by N(p_mean, p_std^2) truncated to it; uniformly, an open end being that of sampling;
+    or by the density of sigma_weights."""
     p_mean: float = -1.2
     """Mean of ln sigma before truncation to the stage, for lognormal."""
     p_std: float = 1.2

@@ -76,7 +76,7 @@ class StagesConfig:
     """How the range of ln sigma is divided between programmatic and private images."""
 
     variant: Variant = "finetune_all"
-    """Which stages programmatic images teach; see docs/method.md. custom takes stages.custom."""
+    """Which stages programmatic images teach; see docs/method.md. custom takes those of the field custom."""
     tau1: float = -3.0
     """Threshold on ln sigma between the cleaning and the context stage of the other variants."""
     tau2: float = 2.0
@@ -88,9 +88,9 @@ class StagesConfig:
     bounds on ln sigma that are open where left out; further entries: weight, options, replay, sigma_draw, p_mean, p_std, sigma_weights."""
     replay: float = 0.0
     """Weight of the gradient on programmatic images that each private step adds, after clipping and noise, so that what they taught stays;
-    1 adds at most a norm of privacy.clipping_norm. It costs no privacy. Needs the shared holder."""
+    at 1 it is clipped to the norm that a private image has at most. It costs no privacy. Needs the shared holder."""
     replay_batch_size: int | None = 128
-    """Programmatic images that a private step replays; null is synthetic.batch_size."""
+    """Programmatic images that a private step replays; null takes as many as a synthetic step."""
 
     def __post_init__(self) -> None:
         require(-inf < self.tau1 < self.tau2, "stages.tau1", f"a finite number below stages.tau2 = {self.tau2}", self.tau1)
