@@ -15,14 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from dpsyngen.compute import Compute
 from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, RunConfig, SyntheticConfig
 from dpsyngen.data import ImageDataset, SyntheticImages, load_held_out, load_test, load_train, to_uint8, to_unit_range
 from dpsyngen.data.fashion_mnist import SYSTEM_FOLDER, find_files
 from dpsyngen.data.folder import SUFFIXES
 from dpsyngen.data.idx import read_idx
+from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import stages_of
-from dpsyngen.ordinary_step import synthetic_batches
+from dpsyngen.ordinary_step import Lesson, OrdinaryStep, synthetic_batches
 
 needs_fashion_mnist = pytest.mark.skipif(not SYSTEM_FOLDER.is_dir(), reason=f"Debian's dataset-fashion-mnist is not installed in {SYSTEM_FOLDER}")
 
@@ -499,10 +501,15 @@ def test_a_synthetic_image_is_a_function_of_seed_and_index_alone() -> None:
 @pytest.mark.parametrize("chunk_size", [3, 8, 64])
 def test_a_synthetic_batch_does_not_depend_on_the_chunk_size(chunk_size: int) -> None:
     config = RunConfig(hints=HintsConfig(kind="none"), synthetic=SyntheticConfig(batch_size=10), compute=ComputeConfig(chunk_size=chunk_size))
-    batches, rng = synthetic_batches(config), np.random.default_rng(0)
-    chunks = [batches(2, chunk, min(chunk_size, 10 - start), rng)[0] for chunk, start in enumerate(range(0, 10, chunk_size))]
-    phase = config.synthetic
-    assert torch.equal(torch.cat(chunks), SyntheticImages(phase.family, phase.options, (1, 28, 28), config.seed).batch(range(20, 30)))
+    given = []
+
+    def batches(places: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, None]:
+        given.append(places)
+        return torch.zeros(len(places), 1, 28, 28), torch.zeros(len(places), dtype=torch.int64), None
+
+    lesson = Lesson(stages_of(config, "synthetic")[0], build_denoiser(config), batches)
+    OrdinaryStep((lesson,), 10, config.synthetic, config, Compute(torch.device("cpu")), public=True)(2)
+    assert np.array_equal(np.concatenate(given), np.arange(20, 30))
 
 
 def test_wrong_synthetic_settings_are_input_errors() -> None:
