@@ -33,7 +33,8 @@ def synthetic_batches(config: RunConfig, stage: Stage) -> Batches:
         raise InputError(f"stages.custom: stage {stage.name}: {str(error).removeprefix('synthetic.')}") from error
 
     if config.hints.kind != "none" and config.hints.synthetic_from == "class" and source.copies < 2:
-        raise InputError(f"hints.synthetic_from: expected image, since stage {stage.name} learns from {stage.family}, which draws no classes, got 'class'")
+        draws_none = f"since stage {stage.name} learns from {stage.family}, which draws no classes"
+        raise InputError(f"hints.synthetic_from: expected image, {draws_none}, got 'class'")
 
     def batch(places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         if config.hints.kind == "none":
