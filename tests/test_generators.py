@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from synthetic_generators import Streams, make_generator
-from synthetic_generators.dead_leaves import DeadLeaves, paint
+from synthetic_generators.dead_leaves import DeadLeaves, Leaves, paint
 
 
 def draw(name: str, n: int, channels: int = 1, image_size: int = 28, seed: int = 0, **options: Any) -> np.ndarray:
@@ -50,13 +50,15 @@ def test_the_uncovered_ground_matches_its_closed_form(shape: str, area_per_squar
 
 def test_painting_agrees_with_a_point_in_shape_test_for_every_pixel() -> None:
     rng = np.random.default_rng(3)
-    n, side, k = 3, 20, 60
+    n, side, k = 3, 20, 90
     image = np.sort(rng.integers(n, size=k))
-    centre, radius = rng.uniform(-2, side + 2, (2, k)), rng.uniform(0.3, 9, k)
-    is_circle = rng.random(k) < 0.4
-    angle = np.sort(rng.uniform(0, 2 * np.pi, (k, 4)), axis=1)
-    angle[::3, 3] = angle[::3, 2]  # triangles
-    corners = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)])
+    centre, radius = rng.uniform(-2, side + 2, (2, k)).astype(np.float32), rng.uniform(0.3, 9, k).astype(np.float32)
+    is_circle = rng.random(k) < 0.3
+    angle = np.sort(rng.uniform(0, 2 * np.pi, (4, k)), axis=0)
+    angle[3] = angle[2]  # triangles
+    angle[2:, ::2] = angle[:2, ::2] + np.pi  # rectangles
+    angle[:, :6] = np.pi / 4 * np.array([1, 3, 5, 7])[:, None]  # whose sides are level and upright
+    corners = (radius * np.stack([np.cos(angle), np.sin(angle)])).astype(np.float32)
 
     expected = np.repeat(np.arange(n), side * side).reshape(n, side, side)
     y, x = np.mgrid[:side, :side] + 0.5
@@ -65,10 +67,11 @@ def test_painting_agrees_with_a_point_in_shape_test_for_every_pixel() -> None:
         if is_circle[leaf]:
             inside = dx**2 + dy**2 <= radius[leaf] ** 2
         else:
-            (cx, cy), (nx, ny) = corners[:, leaf], np.roll(corners[:, leaf], -1, axis=1)
+            (cx, cy), (nx, ny) = corners[:, :, leaf], np.roll(corners[:, :, leaf], -1, axis=1)
             inside = np.all([(nx[i] - cx[i]) * (dy - cy[i]) >= (ny[i] - cy[i]) * (dx - cx[i]) for i in range(4)], axis=0)
         expected[image[leaf]][inside] = n + leaf
-    assert np.array_equal(paint(image, centre, radius, is_circle, corners, n, side), expected)
+    leaves = Leaves(image, np.arange(k), centre, radius, is_circle, corners)
+    assert np.array_equal(paint(leaves, np.arange(n, n + k), np.arange(n), side), expected)
 
 
 def test_supersampling_gives_the_partial_coverage_of_the_edges() -> None:
@@ -108,6 +111,39 @@ def test_salt_and_pepper_covers_the_asked_density_half_with_each(density: float,
     assert np.array_equal(images[:, 0], images[:, 2])
 
 
+@pytest.mark.parametrize("grain", [1, 4])
+@pytest.mark.parametrize("levels", [2, 3, 5, 256])
+def test_grains_have_evenly_many_of_each_level(levels: int, grain: int) -> None:
+    density = 0.4
+    images = draw("salt_and_pepper", 3000, density=density, levels=levels, grain=grain)
+    assert np.mean(images != 128) == pytest.approx(density, rel=0.05)
+    counts = np.bincount(images[images != 128], minlength=256)
+    expected = [255 * k // (levels - 1) for k in range(levels) if 255 * k // (levels - 1) != 128]
+    assert counts.nonzero()[0].tolist() == expected
+    assert counts[expected] / counts.sum() == pytest.approx(1 / len(expected), rel=0.05 if levels < 9 else 0.3)
+
+
+def test_densities_of_the_images_spread_evenly_over_the_asked_range() -> None:
+    images = draw("salt_and_pepper", 1000, density=0.1, density_max=0.7)
+    density = (images != 128).mean(axis=(1, 2, 3))
+    assert density.mean() == pytest.approx(0.4, rel=0.05)
+    assert density.std() == pytest.approx(0.6 / math.sqrt(12), rel=0.05)
+    assert 0.05 < density.min() < 0.15
+    assert 0.65 < density.max() < 0.75
+
+
+def test_grains_are_coloured_as_asked() -> None:
+    density = 0.3
+    coloured = draw("salt_and_pepper", 1000, 3, density=density, colour="grains")
+    is_grain = coloured != 128
+    assert np.array_equal(is_grain[:, 0], is_grain[:, 2])
+    assert is_grain.mean() == pytest.approx(density, rel=0.05)
+    assert np.mean(coloured[:, 0][is_grain[:, 0]] == coloured[:, 1][is_grain[:, 0]]) == pytest.approx(0.5, rel=0.05)
+    apart = draw("salt_and_pepper", 1000, 3, density=density, colour="channels") != 128
+    assert apart.mean() == pytest.approx(density, rel=0.05)
+    assert np.mean(apart[:, 0] & apart[:, 1]) == pytest.approx(density**2, rel=0.05)
+
+
 @pytest.mark.parametrize("grain", [1, 2, 7])
 def test_binary_grains_have_the_asked_side(grain: int) -> None:
     density = 0.3
@@ -120,3 +156,50 @@ def test_binary_grains_have_the_asked_side(grain: int) -> None:
         assert changes.mean() == pytest.approx(2 * density * (1 - density) / grain, rel=0.05)
         profile = changes.mean(axis=tuple(a for a in range(4) if a != axis))
         assert profile.max() < 1.6 * profile.min()
+
+
+def one_textured_leaf(texture: str, **options: Any) -> np.ndarray:
+    """float64 [200, 32, 32]: images that a single leaf covers, or nearly."""
+    whole: dict[str, Any] = {"shape": "circle", "radius_min": 1.5, "radius_max": 1.6, "leaves": 1, "leaves_min": 1, "supersampling": 1}
+    return draw("dead_leaves", 200, image_size=32, texture=texture, **whole | options)[:, 0].astype(float)
+
+
+def test_stripes_are_waves_from_three_pixels_to_half_the_image() -> None:
+    images = one_textured_leaf("stripes")
+    images = images[np.ptp(images, axis=(1, 2)) > 60] - images[np.ptp(images, axis=(1, 2)) > 60].mean(axis=(1, 2), keepdims=True)
+    spectrum = np.abs(np.fft.fft2(images * np.hanning(32)[:, None] * np.hanning(32))) ** 2
+    peak = spectrum.reshape(len(images), -1).argmax(axis=1)
+    fy, fx = (np.minimum(f, 32 - f) for f in (peak // 32, peak % 32))
+    wavelength = 32 / np.hypot(fx, fy)
+    assert np.mean((wavelength > 2.7) & (wavelength < 23)) > 0.95
+    near = sum(np.roll(spectrum, (i, j), axis=(1, 2)) for i in (-2, -1, 0, 1, 2) for j in (-2, -1, 0, 1, 2)).reshape(len(images), -1)
+    assert np.median(2 * near.max(axis=1) / spectrum.sum(axis=(1, 2))) > 0.95  # a wave is a peak and its mirror image
+
+
+def test_gradients_rise_once_and_noise_is_white() -> None:
+    for image in one_textured_leaf("gradient"):
+        for lines in (image, image.T):
+            steps = np.diff(lines, axis=1)
+            assert np.all(steps >= 0) or np.all(steps <= 0)
+    noise = one_textured_leaf("noise")
+    noise = noise[noise.std(axis=(1, 2)) > 20]
+    noise -= noise.mean(axis=(1, 2), keepdims=True)
+    assert abs(np.mean(noise[:, 1:] * noise[:, :-1]) / np.mean(noise**2)) < 0.05
+    assert abs(np.mean(noise[:, :, 1:] * noise[:, :, :-1]) / np.mean(noise**2)) < 0.05
+
+
+@pytest.mark.parametrize("texture", ["stripes", "gradient", "noise", "mixed"])
+def test_textures_have_the_asked_contrast(texture: str) -> None:
+    plain = draw("dead_leaves", 60, 3)
+    assert np.array_equal(draw("dead_leaves", 60, 3, texture=texture, contrast=0), plain)
+    deviation = [np.abs(draw("dead_leaves", 60, 3, texture=texture, contrast=contrast).astype(float) - plain).mean() for contrast in (0.25, 1.0)]
+    assert deviation[0] == pytest.approx(deviation[1] / 4, rel=0.1)  # up to rounding
+
+
+def test_a_textured_silhouette_has_two_colours() -> None:
+    images = draw("dead_leaves", 50, 3, ground="black", silhouettes=1, texture="mixed", supersampling=1, leaves_min=100).astype(float)
+    for image in images:
+        colours = image.reshape(3, -1).T
+        colours = colours[colours.any(axis=1)]
+        across = np.linalg.svd(colours - colours.mean(axis=0), compute_uv=False)[1]  # how far they are from one line
+        assert across < 0.6 * len(colours) ** 0.5

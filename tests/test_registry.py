@@ -57,6 +57,10 @@ def test_available_lists_the_registered_families() -> None:
         ("salt_and_pepper", {"density": 1.1}, "option density: expected"),
         ("salt_and_pepper", {"grain": 29}, "option grain: expected an integer from 1 to 28"),
         ("salt_and_pepper", {"binary": 1}, "option binary: expected a bool, got 1"),
+        ("salt_and_pepper", {"levels": 1}, "option levels: expected an integer from 2 to 256"),
+        ("salt_and_pepper", {"levels": 3, "binary": True}, "option levels: expected 2, since binary is true"),
+        ("salt_and_pepper", {"density_max": 2}, "option density_max: expected a number in"),
+        ("dead_leaves", {"contrast": -1}, "option contrast: expected a number in"),
     ],
 )
 def test_wrong_names_and_options_are_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
