@@ -232,7 +232,7 @@ def test_symmetric_shapes_are_mirror_images_about_the_upright_axis() -> None:
         images = draw("smooth_shapes", 100, image_size=32, symmetric=symmetric, ground="black", **(SIMPLE | {"lumps": 0.8})).astype(int)
         return np.abs(images - images[..., ::-1]).max(axis=(1, 2, 3))
 
-    assert asymmetry(1).max() <= 2
+    assert asymmetry(1).max() <= 8  # of 255: directions come from a table
     assert np.mean(asymmetry(0) > 20) > 0.9
 
 
