@@ -111,7 +111,7 @@ def test_a_straight_stroke_is_the_partial_coverage_of_its_segment() -> None:
         half = direction * (side * size / 2 - radius) / np.abs(direction).max()
         distance = distance_to_segment(side, side / 2 - half, side / 2 + half)
         expected = np.clip(radius - distance + 0.5, 0, 1)
-        assert np.abs(image - expected).max() < 0.12
+        assert np.abs(image - expected).max() < 0.15
         assert image.sum() == pytest.approx(expected.sum(), rel=0.02)
         assert image.sum() == pytest.approx(4 * radius * np.hypot(*half) + np.pi * radius**2, rel=0.02)
 
@@ -232,7 +232,7 @@ def test_symmetric_shapes_are_mirror_images_about_the_upright_axis() -> None:
         images = draw("smooth_shapes", 100, image_size=32, symmetric=symmetric, ground="black", **(SIMPLE | {"lumps": 0.8})).astype(int)
         return np.abs(images - images[..., ::-1]).max(axis=(1, 2, 3))
 
-    assert asymmetry(1).max() <= 2
+    assert asymmetry(1).max() <= 8  # of 255: directions come from a table
     assert np.mean(asymmetry(0) > 20) > 0.9
 
 
