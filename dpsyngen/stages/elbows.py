@@ -67,7 +67,7 @@ def kneedle(x: np.ndarray, y: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The thresholds, rounded outwards (to the careful side) to 0.01, and the family that each is due to; None where no family is within tolerance."""
+    """The thresholds, rounded outwards (the careful way) to 0.01, and the family that each is due to; None where no family is within tolerance."""
 
     tau1: float | None
     cleaning_family: str | None
