@@ -48,21 +48,18 @@ def last_within(x: np.ndarray, y: np.ndarray, limit: float) -> float | None:
 def kneedle(x: np.ndarray, y: np.ndarray) -> float | None:
     """The knee of y [m] on its way from the first x up to its highest point (Satopaa et al., "Finding a Kneedle in a Haystack", ICDCSW 2011).
 
-    y is smoothed by (1, 2, 1) / 4 and normalised to the unit square; a flat beginning that turns upwards lies below the diagonal, farthest at
-    the knee. None where the curve doesn't rise so: fewer than three points, or no point below the diagonal that it later comes
-    back from (their threshold with S = 1).
+    y is normalised to the unit square; a flat beginning that turns upwards lies below the diagonal, farthest at the knee. Their smoothing is
+    left out: y is a mean over many images already. None where the curve doesn't rise so: fewer than three points, none below the diagonal, or
+    one that it doesn't come back from (their threshold, with S = 1).
     """
-    padded = np.concatenate([y[:1], y, y[-1:]])
-    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    top = int(np.argmax(smooth)) + 1
-    if top < 3 or np.ptp(smooth[:top]) == 0:
+    top = int(np.argmax(y)) + 1
+    if top < 3 or np.ptp(y[:top]) == 0:
         return None
     across = (x[:top] - x[0]) / (x[top - 1] - x[0])
-    up = (smooth[:top] - smooth[:top].min()) / np.ptp(smooth[:top])
-    below = across - up
+    below = across - (y[:top] - y[:top].min()) / np.ptp(y[:top])
     knee = int(np.argmax(below))
-    falls = (below[knee:] < below[knee] - 1 / (top - 1)).any()
-    return float(x[knee]) if below[knee] > 0 and falls else None
+    comes_back = (below[knee:] < below[knee] - 1 / (top - 1)).any()
+    return float(x[knee]) if below[knee] > 0 and comes_back else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ _TEXT_COLOUR, _WARNING_COLOUR, _WITHIN_COLOUR = "#444444", "#b00020", "#1d7f3b"
 
 
 def save_picture(path: Path, survey: Survey, reference: Reference) -> None:
-    """Draw the three panels as PNG."""
+    """Write the picture of `draw` as PNG."""
+    picture = io.BytesIO()
+    draw(survey, reference).savefig(picture, format="png")
+    write_file(path, picture.getvalue())
+
+
+def draw(survey: Survey, reference: Reference) -> Figure:
+    """The three panels; below them, what the reference means for privacy."""
     figure = Figure(figsize=(10, 12), dpi=110, layout="constrained")
     errors, ratios, distances = figure.subplots(3, 1, sharex=True)
     colours = _colours(list(survey.families))
@@ -33,9 +40,7 @@ def save_picture(path: Path, survey: Survey, reference: Reference) -> None:
     _mark_sigma(errors)
     figure.suptitle(f"Where programmatic images denoise {reference.name} as well as its own images teach to", weight="bold")
     figure.supxlabel(f"{reference.statement}.", fontsize=8, color=_WARNING_COLOUR if reference.is_private else _TEXT_COLOUR, wrap=True)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_file(path, picture.getvalue())
+    return figure
 
 
 def _colours(names: Sequence[str]) -> dict[str, tuple[float, ...]]:

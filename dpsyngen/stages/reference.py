@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -68,17 +69,25 @@ class Reference:
 
 def _public(data: DataConfig, named: str) -> DataConfig:
     """What reads the images that --reference names, unlabelled and in the shape of `data`."""
-    source, path = (named, None) if named in EMBEDDED else (_source(named), named)
-    return replace(data, source=source, path=path, test_path=None, index=None, num_classes=0, class_names=None, expected_size=None, held_out=0)
+    unlabelled = replace(data, test_path=None, index=None, num_classes=0, class_names=None, expected_size=None, held_out=0)
+    match named:
+        case "mnist" | "fashion_mnist":
+            return replace(unlabelled, source=named, path=None)
+    return replace(unlabelled, source=_source(named), path=named)
 
 
-def _source(named: str) -> str:
+def _source(named: str) -> Literal["npy", "webdataset", "folder", "zip", "npz"]:
     path = Path(named).expanduser()
     if path.is_dir():
         return "npy" if (path / "images.npy").is_file() else "webdataset" if any(path.glob("*.tar")) else "folder"
-    if path.suffix not in (".zip", ".npz", ".tar"):
-        raise InputError(f"--reference: expected config, {', '.join(EMBEDDED)}, or a folder, .zip, .npz or .tar of public images, got {named}")
-    return {".zip": "zip", ".npz": "npz", ".tar": "webdataset"}[path.suffix]
+    match path.suffix:
+        case ".zip":
+            return "zip"
+        case ".npz":
+            return "npz"
+        case ".tar":
+            return "webdataset"
+    raise InputError(f"--reference: expected config, {', '.join(EMBEDDED)}, or a folder, .zip, .npz or .tar of public images, got {named}")
 
 
 def _same(chosen: DataConfig, source: str, path: str | None) -> bool:
