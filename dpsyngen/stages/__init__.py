@@ -1,0 +1,1 @@
+"""Where the stages end: what programmatic images teach about denoising a reference set: python -m dpsyngen.stages."""
