@@ -6,8 +6,7 @@ from rich.console import Console
 
 from dpsyngen.cli import ScriptParser, load_run_config, run_script
 from dpsyngen.compute import Compute
-from dpsyngen.config import RunConfig
-from dpsyngen.data import ImageDataset, load_held_out, load_test, load_train
+from dpsyngen.data import load_reference, load_train
 from dpsyngen.errors import InputError
 from dpsyngen.evaluation import evaluate, metrics_table, save_picture
 from dpsyngen.files import write_json
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{samples / 'images.npz'}: expected the run's synthetic images, but there is no such file; run sample.py first")
     images, labels = read_samples(samples)
     compute = Compute.start(config.compute)
-    reference = load_reference(config)
+    reference = load_reference(config.data, config.evaluation.reference)
     train = load_train(config.data) if config.evaluation.features in ("auto", "classifier") else None
     result = evaluate(
         images, labels, train, reference, config.evaluation, config.seed,
@@ -46,17 +45,6 @@ def main(argv: list[str]) -> None:
     console = Console()
     console.print(metrics_table(result))
     console.print(f"{out / 'evaluation.json'} and {out / 'evaluation.png'}", highlight=False, soft_wrap=True)
-
-
-def load_reference(config: RunConfig) -> ImageDataset:
-    """The real images that evaluation.reference names; InputError if there are none."""
-    images = load_held_out(config.data) if config.evaluation.reference == "held_out" else load_test(config.data)
-    if images is None:
-        raise InputError(
-            "data.test_path: expected real images to evaluate against, got null; or let data.held_out keep some training images out "
-            "of training and set evaluation.reference to held_out"
-        )
-    return images
 
 
 if __name__ == "__main__":

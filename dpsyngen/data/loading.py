@@ -3,6 +3,8 @@
 Nothing here logs, prints or checks anything against what the data happens to be, such as its size.
 """
 
+from typing import Literal
+
 from dpsyngen.config import DataConfig
 from dpsyngen.data.dataset import Dataset, ImageDataset
 from dpsyngen.data.fashion_mnist import load_fashion_mnist
@@ -53,6 +55,17 @@ def load_test(config: DataConfig) -> ImageDataset | None:
         case "npy":
             dataset = load_npy_test(config)
     return None if dataset is None else _placed(dataset, config).for_evaluation()
+
+
+def load_reference(config: DataConfig, reference: Literal["test", "held_out"]) -> ImageDataset:
+    """The real images that evaluation.reference names; InputError if there are none."""
+    images = load_held_out(config) if reference == "held_out" else load_test(config)
+    if images is None:
+        raise InputError(
+            "data.test_path: expected real images to evaluate against, got null; or let data.held_out keep some training images out "
+            "of training and set evaluation.reference to held_out"
+        )
+    return images
 
 
 def _load_all_train(config: DataConfig) -> Dataset:

@@ -34,6 +34,7 @@ def evaluate(
     *,
     public: bool = False,
     compute: Compute = ALONE,
+    extractor: FeatureExtractor | None = None,
 ) -> dict[str, Any]:
     """Measure synthetic images against real ones. A function of its arguments alone, up to the rounding of the device.
 
@@ -49,6 +50,7 @@ def evaluate(
         seed: Of splits, initialisation and subsets.
         public: Whether the real images are declared public.
         compute: Where, and with which other processes.
+        extractor: What `build_extractor` makes of these arguments, where it is there already; else it is made.
     Returns:
         "metrics": by name (cas_logistic_regression, cas_mlp, cas_cnn, fid, precision, recall) a record with value, protocol,
         reference, seed, private and details of its own; accuracies, precision and recall are in [0, 1]. "skipped": by name why
@@ -59,7 +61,8 @@ def evaluate(
     synthetic = _check(images, labels, real_reference)
     common = {"reference": f"{len(real_reference)} real {config.reference.replace('_', '-')} images", "seed": seed,
               "private": PUBLIC if public else NOT_PRIVATE}
-    extractor = None if config.features == "none" else build_extractor(config.features, real_train, seed, compute)
+    if config.features != "none" and extractor is None:
+        extractor = build_extractor(config.features, real_train, seed, compute)
     metrics: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     if len(real_reference.class_names) > 1:

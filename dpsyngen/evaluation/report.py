@@ -24,11 +24,13 @@ _BAR_COLOUR = "#4878a8"
 _TEXT_COLOUR = "#444444"
 
 
-def _label(name: str, metric: dict[str, Any]) -> str:
+def metric_label(name: str, metric: dict[str, Any]) -> str:
+    """What a metric is called, given its key and record in evaluation.json."""
     return str(metric.get("name", LABELS.get(name, name)))
 
 
-def _shown(name: str, metric: dict[str, Any]) -> str:
+def metric_text(name: str, metric: dict[str, Any]) -> str:
+    """Its value for people, with the deviation that a CAS has."""
     if not name.startswith("cas_"):
         return f"{metric['value']:.2f}" if name == "fid" else f"{metric['value']:.3f}"
     deviation = "" if metric["std"] is None else f" ± {metric['std'] * 100:.1f}"
@@ -42,7 +44,7 @@ def metrics_table(result: dict[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, metric in result["metrics"].items():
-        table.add_row(_label(name, metric), _shown(name, metric))
+        table.add_row(metric_label(name, metric), metric_text(name, metric))
         if "real_training_images" in metric:
             table.add_row("    the same of real training images", f"{metric['real_training_images']:.2f}")
     for name, reason in result["skipped"].items():
@@ -72,7 +74,7 @@ def save_picture(result: dict[str, Any], images: np.ndarray, labels: np.ndarray,
     axes[-1].imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axes[-1].set_axis_off()
     axes[-1].set_title("synthetic images" if len(np.unique(labels)) == 1 else "synthetic images, a row per class")
-    others = [f"{_label(name, metric)}: {_shown(name, metric)}" for name, metric in result["metrics"].items() if name not in scores]
+    others = [f"{metric_label(name, metric)}: {metric_text(name, metric)}" for name, metric in result["metrics"].items() if name not in scores]
     figure.suptitle(f"{result['images']} synthetic against {result['reference_images']} real images", weight="bold")
     separator = "    " if scores else "\n"
     figure.supxlabel("\n".join(filter(None, [separator.join(others), result["private"]])), fontsize=9, color=_TEXT_COLOUR)
@@ -85,7 +87,7 @@ def _draw_scores(axes: Axes, scores: dict[str, dict[str, Any]]) -> None:
     values = [metric["value"] * 100 for metric in scores.values()]
     deviations = [(metric["std"] or 0) * 100 for metric in scores.values()]
     bars = axes.bar(range(len(scores)), values, yerr=deviations, width=0.6, color=_BAR_COLOUR, ecolor="black", capsize=5)
-    axes.bar_label(bars, [_shown(name, metric) for name, metric in scores.items()], padding=4, fontsize=9)
+    axes.bar_label(bars, [metric_text(name, metric) for name, metric in scores.items()], padding=4, fontsize=9)
     axes.set_xticks(range(len(scores)), [LABELS[name].removeprefix("CAS, ").replace(" ", "\n") for name in scores])
     axes.set(ylim=(0, 110), xlim=(-0.6, len(scores) - 0.4), ylabel="accuracy on real images (%)")
     axes.set_yticks(range(0, 101, 20))

@@ -1,0 +1,1 @@
+"""Two runs' networks swapped stage by stage while sampling: python -m dpsyngen.swap."""
