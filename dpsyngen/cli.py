@@ -1,9 +1,10 @@
 """YAML files and flags to a `RunConfig`, and what every script does alike: parse, explain, and end in one clear line.
 
 Files are stacked in the order given, the flags on top; where two set the same field the later wins, and `synthetic.options` is
-merged key by key. A file may name others to build on, `base: other.yaml` or a list, relative to itself. `steps` and `epochs` of a phase
-are two ways to say one thing: a file, or the flags, that set one of them alone clear the other. A file may end in `cells`, named
-mappings that each make a configuration of their own on top of it; `python -m dpsyngen.sweep` runs them.
+merged key by key, options within options by their dotted names. A file may name others to build on, `base: other.yaml` or a list,
+relative to itself. `steps` and `epochs` of a phase are two ways to say one thing: a file, or the flags, that set one of them alone clear
+the other. A file may end in `cells`, named mappings that each make a configuration of their own on top of it; `python -m dpsyngen.sweep`
+runs them.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Final, NoReturn, get_args, get_origin, get_ty
 
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError, Interrupted
-from dpsyngen.field_types import EntryError, convert, describe, metavar, plain, show, unconvert
+from dpsyngen.field_types import EntryError, convert, describe, flat_options, metavar, plain, show, unconvert
 from dpsyngen.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 CONFIG_FILE: Final = "config.yaml"
@@ -171,7 +172,7 @@ def _flatten(content: Mapping[Any, Any], origin: str) -> _Layer:
             field = f"{key}.{name}"
             _expect_field(field, inner, origin)
             if get_origin(_FIELDS[field]) is dict:
-                _expect_mapping(inner, f"{origin}{field}")
+                inner = flat_options(_expect_mapping(inner, f"{origin}{field}"))
             layer[field] = _Setting(inner, f"{origin}{field}")
     return layer
 

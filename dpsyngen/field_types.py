@@ -43,7 +43,7 @@ def describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"a list of {_entries(kind)}"
     if get_origin(kind) is dict:
-        return "a mapping of names to numbers, texts or booleans"
+        return "a mapping of names to numbers, texts or booleans, or to such mappings that aren't empty"
     if dataclasses.is_dataclass(kind):
         return f"a mapping with some of {', '.join(get_type_hints(kind))}"
     return " or ".join(describe(option) for option in args) if args else _WORDS[kind]
@@ -88,6 +88,17 @@ def plain(value: Any) -> str:
 def _default(kind: Any, name: str) -> Any:
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def flat_options(options: dict[Any, Any]) -> dict[Any, Any]:
+    """Options that hold options under dotted names, {a: {b: 1}} as {a.b: 1}; what isn't a mapping with names of text stays as it is."""
+    flat: dict[Any, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict) and value and all(isinstance(key, str) for key in (name, *value)):
+            flat |= {f"{name}.{inner}": item for inner, item in flat_options(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def show(value: Any) -> str:
@@ -159,8 +170,10 @@ def _record(value: Any, kind: Any) -> Any:
 
 def _options(value: Any, kind: Any) -> dict[str, Any]:
     scalars = get_args(get_args(kind)[1])
-    _check(isinstance(value, dict) and all(isinstance(key, str) and type(item) in scalars for key, item in value.items()))
-    return dict(value)
+    _check(isinstance(value, dict))
+    options = flat_options(value)
+    _check(all(isinstance(key, str) and type(item) in scalars for key, item in options.items()))
+    return options
 
 
 def _made_of(origin: Any) -> Callable[[Any], bool]:

@@ -144,11 +144,11 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], Nested]:
     plain: dict[str, Any] = {}
     nested: Nested = {}
     for option, value in options.items():
-        head, dot, rest = option.partition(".")
+        dot = option.find(".", option.find(":") + 1)  # one before a colon belongs to the path of a file or module
         if isinstance(value, Mapping):
             nested.setdefault(option, {}).update(value)
-        elif dot:
-            nested.setdefault(head, {})[rest] = value
+        elif dot >= 0:
+            nested.setdefault(option[:dot], {})[option[dot + 1 :]] = value
         else:
             plain[option] = value
     return plain, nested

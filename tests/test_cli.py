@@ -77,6 +77,17 @@ def test_options_are_merged_key_by_key(write):
     assert config.synthetic.options == {"a": 1, "b": "three", "c": 0.5, "d": True}
 
 
+def test_options_within_options_are_merged_by_their_dotted_names(write):
+    first = write("synthetic: {options: {dead_leaves: {weight: 0.5, exponent: 2}, degraded: {dead_leaves: {leaves: 9}}}}", "first.yaml")
+    second = write("synthetic: {options: {dead_leaves: {weight: 3}, salt.density: 0.1}}", "second.yaml")
+    config = read_config([first, second], ["--synthetic.options.dead_leaves.exponent", "4", "--synthetic.options={salt: {grain: 2}}"])
+    expected = {"dead_leaves.weight": 3, "dead_leaves.exponent": 4, "degraded.dead_leaves.leaves": 9, "salt.density": 0.1, "salt.grain": 2}
+    assert config.synthetic.options == expected
+    assert read_config([write(dump_config(config), "again.yaml")]) == config
+    stages = "stages: {variant: custom, custom: [{name: a, source: synthetic, family: mixture, options: {dead_leaves: {weight: 2}}}]}"
+    assert read_config([write(stages, "stages.yaml")]).stages.custom[0].options == {"dead_leaves.weight": 2}
+
+
 def test_base_is_relative_to_the_file_and_below_it(write, tmp_path):
     (tmp_path / "deep").mkdir()
     write("seed: 1\nname: bottom\nprivacy: {epsilon: 1}", "bottom.yaml")
@@ -223,6 +234,9 @@ def test_flags_pass_through_a_script_in_any_order():
         ("synthetic: {options: 3}", ["synthetic.options", "a mapping", "got 3"]),
         ("synthetic: {options: {a: [1]}}", ["synthetic.options", "a mapping of names"]),
         ("synthetic: {options: {1: 1}}", ["synthetic.options", "a mapping of names"]),
+        ("synthetic: {options: {a: {}}}", ["synthetic.options", "to such mappings that aren't empty"]),
+        ("synthetic: {options: {a: {1: 1}}}", ["synthetic.options", "a mapping of names"]),
+        ("synthetic: {options: {1: {a: 1}}}", ["synthetic.options", "a mapping of names"]),
         ("compute: {device: tpu}", ["compute.device", "cuda", "got 'tpu'"]),
         ("seed: 1\nname: a\nseed: 2", ["line 3", "once", "'seed' twice"]),
         ("privacy:\n  epsilon: 1\n  epsilon: 2", ["line 3", "once", "'epsilon' twice"]),

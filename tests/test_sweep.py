@@ -114,6 +114,7 @@ def test_a_killed_sweep_goes_on_past_a_failing_cell_and_tries_it_again(tmp_path,
         (["stages.tau1=-1,3"], "--stages.tau1: expected a finite number below stages.tau2 = 2.0, got 3.0"),
         (["private.epochs=1,2", "private.steps=1"], "expected either this or private.epochs to be set"),
         (["synthetic.options={exponent: 2},{exponent: 3}"], "--grid synthetic.options: expected a field, got a group of fields"),
+        (["synthetic.options.a={b: 2},{b: 3}"], "--grid synthetic.options.a: expected a field, got a group of fields"),
     ],
 )  # fmt: skip
 def test_bad_grids_are_refused_before_anything_runs(grid, complaint, tmp_path, monkeypatch, capsys):
@@ -244,6 +245,8 @@ def test_cells_are_named_by_their_values_alone():
     odd = build_cells([TINY], [], [Axis.parse("evaluation.classifiers=[mlp, cnn],[mlp]"), Axis.parse("synthetic.options.exponent=2,3")])
     assert [cell.config.evaluation.classifiers for cell in odd] == [("mlp", "cnn")] * 2 + [("mlp",)] * 2
     assert [cell.config.synthetic.options["exponent"] for cell in odd] == [2, 3, 2, 3]
+    nested = build_cells([TINY], ["--synthetic.family=mixture"], [Axis.parse("synthetic.options.dead_leaves.weight=1,2")])
+    assert [cell.values for cell in nested] == [{"synthetic.options.dead_leaves.weight": weight} for weight in (1, 2)]
     assert len({cell.name for cell in odd}) == 4 and all("/" not in cell.name and " " not in cell.name for cell in odd)
     long = build_cells([TINY], [], [Axis.parse(f"data.description={'x/' * 300}a,{'x/' * 300}b")])
     assert len({cell.name for cell in long}) == 2 and max(len(cell.name) for cell in long) < 140

@@ -91,8 +91,12 @@ def build_cells(configs: Sequence[Path], overrides: Sequence[str], axes: Sequenc
 def value_of(config: RunConfig, field: str) -> Any:
     """What a configuration holds under a dotted name; entries of `synthetic.options` have one too. InputError for a whole section."""
     value: Any = config
-    for part in field.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    parts = field.split(".")
+    while parts:
+        if isinstance(value, dict):  # options, whose names may have dots
+            value, parts = value.get(".".join(parts), {}), []
+        else:
+            value = getattr(value, parts.pop(0))
     if not isinstance(value, bool | int | float | str | tuple | None):
         raise InputError(f"--grid {field}: expected a field, got a group of fields")
     return value
