@@ -222,7 +222,9 @@ def test_points_have_the_moments_of_the_chaos_game() -> None:
     count = 2 + Streams(0, range(n)).integers("count", most - 1)
     maps = draw_maps(Streams(0, range(n)), count, most)
     word, first = draw_words(Streams(0, range(n)), maps, count, words)
-    points = attractor_points(word, fixed_point(maps[..., 0])).reshape(2, n, -1).astype(float)
+    fixed = fixed_point(maps[..., 0])
+    assert np.einsum("ijn,jn->in", maps[:, :2, :, 0], fixed) + maps[:, 2, :, 0] == pytest.approx(fixed, rel=1e-3, abs=1e-3)
+    points = attractor_points(word, fixed).reshape(2, n, -1).astype(float)
     errors = []
     for i in range(n):
         A, b = maps[:, :2, i, : count[i]].transpose(2, 0, 1).astype(float), maps[:, 2, i, : count[i]].T.astype(float)
@@ -250,6 +252,7 @@ def test_points_of_sierpinskis_triangle_lie_on_it() -> None:
     assert np.all((np.floor(x * 2**6).astype(int) & np.floor(y * 2**6).astype(int)) == 0)  # no binary digit of both is 1
     assert len({(a, b) for a, b in zip(np.floor(x * 16), np.floor(y * 16), strict=True)}) == 3**4
     assert np.bincount(first[0]).tolist() == [27, 27, 27]
+    assert np.array_equal(np.repeat(first[0], 81), (x >= 0.5) + 2 * (y >= 0.5))  # the part that the outermost map makes
 
 
 @pytest.mark.parametrize("fill", [0.5, 1.0])
