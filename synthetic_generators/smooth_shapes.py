@@ -42,7 +42,11 @@ class _Shapes(NamedTuple):
 @register("smooth_shapes")
 @dataclass(frozen=True)
 class SmoothShapes:
-    """Shapes with smooth outlines that lie on one another on an even or shaded ground."""
+    """Shaded silhouettes with smooth outlines, like garments, organs or pebbles, that lie on one another on an even or shaded ground.
+
+    Outlines are given by Fourier coefficients, here of the radius, after Zahn and Roskies, "Fourier descriptors for plane closed curves"
+    (IEEE Transactions on Computers, 1972); what the coefficients, shades and rims are is this project's.
+    """
 
     channels: int
     image_size: int
