@@ -122,7 +122,7 @@ def test_private_stages_of_their_own_networks_take_turns_by_weight_and_not_by_da
     fixed = dataclasses.replace(tiny_config(), privacy=PrivacyConfig(epsilon=5.0, delta=1e-3, unsafe_fixed_key=KEY))
     private = StageConfig("a", "private", upper=0.0), StageConfig("b", "private", lower=0.0, upper=1.0, weight=3.0)
     config, orders = with_stages(fixed, *private, StageConfig("c", "synthetic", lower=1.0), holder="routed"), []
-    for size in (40, 0):
+    for size in (40, 1):
         denoiser, phase = routed_phase(tmp_path, config, size, f"run-{size}")
         order = []
         for step in range(8):
