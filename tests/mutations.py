@@ -36,8 +36,13 @@ _secure = _in("test_secure_noise.py")
 _resume = _in("test_resume.py")
 _repeats = _in("test_repeats.py")
 _select = _in("test_select.py")
+_replay = _in("test_replay.py")
+_custom = _in("test_custom_stages.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
+REPLAY = "dpsyngen/replay.py"
+CONFIG = "dpsyngen/config/__init__.py"
+PHASES = "dpsyngen/phases.py"
 REPEATS = "dpsyngen/privacy/repeats.py"
 SELECT = "dpsyngen/sweep/select.py"
 TERMS = "dpsyngen/sweep/terms.py"
@@ -63,6 +68,10 @@ BRUTE_FORCE = _rules("private_step_is_what_a_loop_over_images_computes")
 NOISE = _rules("noise_is_added_once_with_deviation_sigma_c_and_divided_by_the_expected_size")
 EMPTY = _rules("empty_batch_is_a_step_of_pure_noise")
 PRICE = _rules("price_of_full_batches_and_class_means_is_the_closed_form")
+ADDED = _replay("the_public_gradient_is_added_to_the_finished_private_one")
+SAME_BITS = _replay("the_private_gradient_is_the_same_bits_with_replay_and_without")
+UNAWARE = _replay("the_public_gradient_depends_on_no_private_image_and_not_on_the_key")
+TURNS = _custom("private_stages_of_their_own_networks_take_turns_by_weight_and_not_by_data")
 NOISY_COUNTS = _rules("class_means_noise_reaches_the_counts")
 
 MUTATIONS = (
@@ -104,6 +113,18 @@ MUTATIONS = (
         "labels.repeat_interleave(copies)",
         "labels.repeat(copies)",
         BRUTE_FORCE,
+    ),
+    Mutation(
+        "stage chosen by the data", 3, STEP,
+        "turns(self.weights, np.array(step))",
+        "turns(self.weights, np.array(step + len(self.steps[0].dataset)))",
+        TURNS,
+    ),
+    Mutation(
+        "networks whose turn it isn't trained on old gradients", 3, STEP,
+        "                parameter.grad = None\n",
+        "                parameter.grad = parameter.grad\n",
+        TURNS,
     ),
     Mutation(
         "mean instead of sum over examples", 3, STEP,
@@ -431,6 +452,12 @@ MUTATIONS = (
         _resume("damaged_checkpoints_are_not_among_those_kept"),
     ),
     Mutation(
+        "ends of uniform draws left out of the fingerprint", 9, LEDGER,
+        "config.stages, stages(config), config.hints",
+        "config.stages, config.hints",
+        _ledger("other_ends_of_uniform_draws_are_charged"),
+    ),
+    Mutation(
         "lost journal accepted", 9, LEDGER,
         "if plan is not None and (reached > spending.steps",
         "if False and (reached > spending.steps",
@@ -605,6 +632,12 @@ MUTATIONS = (
         "if False and not _is_within",
         _select("run_that_spent_more_than_was_paid_for_is_run_anew"),
     ),
+    Mutation(
+        "nonprivate stages under a guarantee", 7, CONFIG,
+        'return not self._has_stages_of("nonprivate")',
+        'return self.stages.variant != "nonprivate"',
+        _custom("nonprivate_stages_void_the_guarantee"),
+    ),
     # Rule 10: no layer mixes examples.
     Mutation(
         "BatchNorm accepted", 10, SAFETY,
@@ -617,5 +650,66 @@ MUTATIONS = (
         "if not torch.allclose(",
         "if False and not torch.allclose(",
         _rules("mixing_layers_are_refused"),
+    ),
+    # Rule 11: public gradients are added last, and know nothing of the private images.
+    Mutation(
+        "replay added before normalisation", 11, REPLAY,
+        "parameter.grad, factor)",
+        "parameter.grad, factor / self.public.config.private.batch_size)",
+        ADDED,
+    ),
+    Mutation(
+        "replay clipped together with the private gradient", 11, REPLAY,
+        "parameter.grad, factor)\n",
+        "parameter.grad, self.weight)\n        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.clipping_norm)\n",
+        ADDED,
+    ),
+    Mutation(
+        "replay not clipped", 11, REPLAY,
+        "factor = self.weight * self._clip()",
+        "factor = self.weight",
+        ADDED,
+    ),
+    Mutation(
+        "replay in place of the private gradient", 11, REPLAY,
+        "return private + factor * public",
+        "return factor * public",
+        (*ADDED, *SAME_BITS),
+    ),
+    Mutation(
+        "replay touches the private gradient", 11, REPLAY,
+        "        finished = {name: parameter.grad for",
+        "        finished = {name: parameter.grad * (1 + 1e-6) for",
+        SAME_BITS,
+    ),
+    Mutation(
+        "non-finite public gradient let through", 11, REPLAY,
+        ' if norm < float("inf") else 0.0',
+        "",
+        _replay("a_public_gradient_that_is_not_finite_is_left_out"),
+    ),
+    Mutation(
+        "replay fed with private images", 11, PHASES,
+        "ReplayStep(step, replayed(config, networks[0], compute),",
+        "ReplayStep(step, OrdinaryStep((Lesson(taught[0], networks[0], nonprivate_batches(dataset)),), 7, config.synthetic, config, compute, True),",
+        UNAWARE,
+    ),
+    Mutation(
+        "replay seeded from the private key", 11, PHASES,
+        "replayed(config, networks[0], compute)",
+        'replayed(__import__("dataclasses").replace(config, seed=ledger.key.secret[0]), networks[0], compute)',
+        UNAWARE,
+    ),
+    Mutation(
+        "replay changes the plan", 11, PLAN,
+        "config.private_steps(expected_size), config.privacy",
+        "config.private_steps(expected_size) + (config.stages.replay > 0), config.privacy",
+        _replay("replay_changes_no_number_of_the_guarantee"),
+    ),
+    Mutation(
+        "replay repeats the synthetic phase", 11, PHASES,
+        "before=steps, images_before=steps * settings.batch_size,",
+        "",
+        _replay("replay_goes_on_in_the_public_sequence_where_the_synthetic_phase_ends"),
     ),
 )  # fmt: skip

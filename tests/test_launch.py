@@ -172,12 +172,15 @@ def test_two_processes_sample_and_evaluate_the_same_to_the_bit(runs: Runs) -> No
 
 def test_three_processes_train_what_one_does_even_without_images(runs: Runs) -> None:
     training = [["train", *runs.rare("rare3")], ["train", *runs.full("full3", "--compute.chunks_at_once=2")]]
+    replaying = ("--stages.variant=finetune_all", "--stages.replay=1", "--stages.replay_batch_size=20", "--synthetic.batch_size=20")
+    training.append(["train", *runs.full("replay3", *replaying)])
     launch_in_turn(3, [*training, ["sample", *runs.sample("three")]])
     call(train_main, *runs.rare("rare"))
+    call(train_main, *runs.full("replay", *replaying))
     key = PrivateKey.fixed(KEY)
     sizes = [len(poisson_sample(key.substream("batch", step=step), 200, 1 / 200)) for step in range(RARE_STEPS)]
     assert 0 in sizes and 1 in sizes and max(sizes) > 1
-    for run in ("rare", "full"):
+    for run in ("rare", "full", "replay"):
         assert (runs.weights(f"{run}3") - runs.weights(run)).norm() <= 1e-5 * runs.weights(run).norm()
     logged, alone = (lines(runs.folder / run / "metrics.jsonl") for run in ("rare3", "rare"))
     assert [line.get("drawn_batch_size_without_dp", 0) for line in logged] == sizes

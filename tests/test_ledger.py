@@ -195,7 +195,8 @@ FREE, CHARGED = (1, 10, 10), (2, 10, 8)
 def test_the_same_computation_is_replayed_free(run, images, tmp_path):
     """Wherever the images lie now, and with other settings of what doesn't touch a private step, which the config then has."""
     moved = Path(shutil.copy(images, tmp_path / "moved.npz"))
-    flags = ["--compute.device=auto", "--compute.checkpoint_every=7", "--compute.checkpoints_kept=1", "--tracking.log_every=3", "--sampling.steps=5"]
+    flags = ["--compute.device=auto", "--compute.checkpoint_every=7", "--compute.checkpoints_kept=1", "--tracking.log_every=3", "--sampling.steps=5",
+             "--sampling.sigma_max=40"]  # fmt: skip
     assert resumed(run, moved, *flags) == FREE
     config = (run / "config.yaml").read_text()
     assert all(text in config for text in ("moved.npz", "checkpoint_every: 7", "log_every: 3"))
@@ -212,6 +213,14 @@ def test_other_data_is_charged(run, images, tmp_path):
 @pytest.mark.parametrize("flag", ["--compute.chunks_at_once=2", "--compute.chunk_size=16", "--compute.precision=bf16"])
 def test_another_config_is_charged(run, images, flag):
     assert resumed(run, images, flag) == CHARGED
+
+
+def test_other_ends_of_uniform_draws_are_charged(images, tmp_path):
+    """They are those of sampling, which may change on resume: with lognormal draws nothing depends on them, with uniform ones sigma does."""
+    flags, ends = ["--private.sigma_draw=uniform"], "--sampling.sigma_max=40"
+    uniform = interrupted_run(images, tmp_path / "uniform", *flags)
+    assert resumed(shutil.copytree(uniform, tmp_path / "same"), images, *flags) == FREE
+    assert resumed(uniform, images, *flags, ends) == CHARGED
 
 
 def test_other_code_is_charged(run, images, tmp_path):

@@ -178,9 +178,10 @@ def test_a_public_gradient_that_is_not_finite_is_left_out(tmp_path: Path, monkey
 def test_an_interrupted_run_replays_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*TEN, FIXED, "--stages.variant=finetune_all", "--stages.replay=1", "--stages.replay_batch_size=8", "--synthetic.steps=0"]
     arguments = small(private_images(tmp_path / "images.npz"), *flags)
-    call(train_main, *arguments, "--tracking.log_every=5", "--run", tmp_path / "whole")
+    call(train_main, *arguments, "--tracking.log_every=7", "--run", tmp_path / "whole")
+    capsys.readouterr()
     interrupt(tmp_path / "cut", arguments, monkeypatch, capsys, step=7)
-    call(train_main, *arguments, "--tracking.log_every=5", "--run", tmp_path / "cut")
+    call(train_main, *arguments, "--tracking.log_every=7", "--run", tmp_path / "cut")
     found = [{name: content for name, (content, _) in files(tmp_path / run).items() if "private/" not in name} for run in ("whole", "cut")]
     assert found[0] == found[1]
 
