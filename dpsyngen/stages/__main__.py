@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
     from dpsyngen.compute import Compute
     from dpsyngen.stages.plots import save_picture
-    from dpsyngen.stages.report import as_json, config_line, remarks, table
+    from dpsyngen.stages.report import as_json, config_line, custom_line, remarks, table
     from dpsyngen.stages.survey import Effort, survey
 
     compute = Compute.start(config.compute)
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
     Console(soft_wrap=True).print(table(found))
     print("\n".join(remarks(found)))
     print(f"{reference.statement}.\nCurves: {directory / 'stages.json'} and {directory / 'stages.png'}")
+    if own := custom_line(found, config.synthetic):
+        print(f"As stages with their own families:\n{own}\nOr for the variants with tau1 and tau2:")
     print(config_line(found))
 
 

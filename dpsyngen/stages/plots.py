@@ -35,10 +35,10 @@ def draw(survey: Survey, reference: Reference) -> Figure:
         _draw_thresholds(axes, survey)
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     distances.set_xlabel("ln sigma")
     _mark_sigma(errors)
-    figure.suptitle(f"Where programmatic images denoise {reference.name} as well as its own images teach to", weight="bold")
+    figure.suptitle(f"Denoising {reference.name}: what programmatic images teach, against its own images", weight="bold")
     figure.supxlabel(f"{reference.statement}.", fontsize=8, color=_WARNING_COLOUR if reference.is_private else _TEXT_COLOUR, wrap=True)
     return figure
 
@@ -68,7 +68,7 @@ def _draw_ratios(axes: Axes, survey: Survey, colours: dict[str, tuple[float, ...
     bottom, top = 0.6, max(3.0, 1.5 * max(float(ratio.max()) for ratio in ratios.values()))
     axes.axhspan(bottom, 1 + survey.tolerance, color=_WITHIN_COLOUR, alpha=0.1, linewidth=0, label=f"within {100 * survey.tolerance:g} %")
     for name, ratio in ratios.items():
-        axes.plot(x, ratio, color=colours[name], linewidth=1.6, label=name)
+        axes.plot(x, ratio, color=colours[name], linewidth=1.6)
         axes.plot(x, survey.with_known_mean[name] / survey.reference, color=colours[name], linewidth=1.0, linestyle="--")
         ends = [end for end in (elbows[name].tau1, elbows[name].tau2) if end is not None]
         knees = [knee for knee in (elbows[name].knee1, elbows[name].knee2) if knee is not None]
@@ -86,11 +86,11 @@ def _draw_ratios(axes: Axes, survey: Survey, colours: dict[str, tuple[float, ...
 def _draw_distances(axes: Axes, survey: Survey, colours: dict[str, tuple[float, ...]]) -> None:
     for name, found in survey.distances.items():
         colour = colours.get(name, "black")
-        label = "two parts of the reference" if name == REFERENCE else name
+        label = "two parts of the reference" if name == REFERENCE else None
         axes.plot(survey.log_sigma, found.tv_upper, color=colour, linewidth=1.6, label=label)
         axes.plot(survey.log_sigma, found.tv_lower, color=colour, linewidth=1.0, linestyle=":")
-        axes.fill_between(survey.log_sigma, found.tv_lower, found.tv_upper, color=colour, alpha=0.06, linewidth=0)
-    axes.plot([], [], color=_TEXT_COLOUR, linewidth=1.0, linestyle=":", label="from below")
+    axes.plot([], [], color=_TEXT_COLOUR, linewidth=1.6, label="at most")
+    axes.plot([], [], color=_TEXT_COLOUR, linewidth=1.0, linestyle=":", label="at least")
     axes.set(ylim=(0, 1.02), ylabel="total variation distance of\nnoised images to the reference's")
 
 

@@ -14,6 +14,7 @@ from dpsyngen.denoiser import Denoiser, build_denoiser
 from dpsyngen.loss import Draws, denoising_loss
 from dpsyngen.phases import Phase
 from dpsyngen.progress import moving_average
+from dpsyngen.sigma_draws import Uniform, sigma_of
 
 # (first, n) -> images first, ..., first + n - 1 of an endless sequence, float32 [n, C, H, W] in [-1, 1]
 Images = Callable[[int, int], Tensor]
@@ -43,16 +44,16 @@ def trained(config: RunConfig, images: Images, steps: int, batch: int, compute: 
     """
     denoiser = build_denoiser(plain(config)).to(compute.device)
     assert isinstance(denoiser, Denoiser)  # noqa: S101 - plain() has no experts
-    low, high = math.log(config.sampling.sigma_min), math.log(config.sampling.sigma_max)
+    levels = Uniform(math.log(config.sampling.sigma_min), math.log(config.sampling.sigma_max))
     labels = torch.full((batch,), _NULL_LABEL)
 
     def gradient(step: int) -> dict[str, float]:
         rng = _rng(config.seed, _TRAINING, step)
-        sigma = np.exp(low + (high - low) * (np.arange(batch) + rng.random(batch)) / batch).astype(np.float32)
+        sigma = sigma_of(levels, (np.arange(batch) + rng.random(batch)) / batch)
         noise = rng.standard_normal((batch, *config.data.image_shape), dtype=np.float32)
         x = images(step * batch, batch).to(compute.device)
         with compute.autocast():
-            loss = denoising_loss(denoiser, x, Draws(torch.from_numpy(sigma), torch.from_numpy(noise), labels).to(compute.device)).mean()
+            loss = denoising_loss(denoiser, x, Draws(sigma, torch.from_numpy(noise), labels).to(compute.device)).mean()
         loss.backward()
         return {}
 

@@ -1,5 +1,6 @@
 """A survey as JSON, as a table for people, and as the line that a config takes."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from dpsyngen.config import RunConfig
+from dpsyngen.config import RunConfig, SyntheticConfig
 from dpsyngen.field_types import unconvert
 from dpsyngen.stages.chosen import options_of
 from dpsyngen.stages.elbows import RULE
@@ -37,7 +38,7 @@ def as_json(survey: Survey, config: RunConfig, reference: Reference, effort: Eff
                    "gaussian": asdict(survey.gaussian_elbows)},
         "distance": {name: _distance(found) for name, found in survey.distances.items()},
         "proposal": {**asdict(survey.proposal), "rule": RULE, "with_known_mean": asdict(survey.proposal_with_known_mean),
-                     "line": config_line(survey)},
+                     "line": config_line(survey), "custom_line": custom_line(survey, config.synthetic)},
     }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def remarks(survey: Survey) -> list[str]:
         said.append(f"Up to ln sigma = {survey.untaught_until:.2f} the reference-trained denoiser itself does no better than shrinking by a number: "
                     "equal means equally untaught there, unless more --steps change it.")  # fmt: skip
     if proposal.covers_everything:
-        said.append("The two ends meet: by this measure private images have nothing to add at any noise level.")
+        said.append("The two ends meet: as far as this training went, the reference's own images teach nothing that a family doesn't.")
     return said
 
 
@@ -94,6 +95,22 @@ def config_line(survey: Survey) -> str:
     missing = [name for name, value in values.items() if value is None]
     line = "stages: {" + ", ".join(f"{name}: {'null' if value is None else f'{value:.2f}'}" for name, value in values.items()) + "}"
     return f"{line}  # leave out {' and '.join(missing)}: no family is as good there" if missing else line
+
+
+def custom_line(survey: Survey, config: SyntheticConfig) -> str | None:
+    """The same as stages of one's own, each with its family, in YAML; None where `config_line` proposes nothing."""
+    found = survey.proposal
+    if found.covers_everything or (found.tau1 is None and found.tau2 is None):
+        return None
+    context: dict[str, Any] = {"name": "context", "source": "private"}
+    context |= {} if found.tau1 is None else {"lower": found.tau1}
+    context |= {} if found.tau2 is None else {"upper": found.tau2}
+    stages = [context]
+    for name, family, bound in (("cleaning", found.cleaning_family, {"upper": found.tau1}), ("coarse", found.coarse_family, {"lower": found.tau2})):
+        if family is not None:
+            options = options_of(family, config)
+            stages.append({"name": name, "source": "synthetic", **bound, "family": family, **({"options": options} if options else {})})
+    return "stages: " + json.dumps({"variant": "custom", "custom": stages})
 
 
 def _number(value: float | None) -> str:
