@@ -12,14 +12,18 @@ import yaml
 from dpsyngen.cli import dump_config, read_config
 from dpsyngen.config import RunConfig, Variant
 from dpsyngen.noise_levels import stages
+from dpsyngen.swap.compose import expect_alike
+from dpsyngen.sweep.grid import build_cells
 from synthetic_generators import make_generator
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 DATASETS = ("mnist", "fashion_mnist")
 WHOLE = [path for path in FILES if path.parent.name in DATASETS]
-OVERLAYS = [path for path in FILES if path.parent.name not in (*DATASETS, "base", "examples")]
+OVERLAYS = [path for path in FILES if path.parent.name not in (*DATASETS, "base", "examples", "experiments")]
 EXAMPLES = [path for path in FILES if path.parent.name == "examples"]
+EXPERIMENTS = [path for path in FILES if path.parent.name == "experiments"]
+WITH_CELLS = [path for path in EXPERIMENTS if "cells" in yaml.safe_load(path.read_text())]
 EPSILONS = {"0.2": 0.2, "1": 1.0, "10": 10.0}
 
 
@@ -119,3 +123,59 @@ def test_the_laptop_overlay_is_small(path):
     assert config.network.backbone == "lean"
     assert config.private.batch_size * config.private.noise_multiplicity * config.private.steps <= 400_000  # images denoised
     assert config.synthetic.batch_size * config.synthetic.noise_multiplicity * config.synthetic.steps <= 400_000
+
+
+def expect_experiment(config: RunConfig, name: str) -> None:
+    """It is named like its file, is measured on held-out images, can be drawn and taught, and takes a minute or two on one core."""
+    assert config.name == name
+    data, evaluation, private, synthetic = config.data, config.evaluation, config.private, config.synthetic
+    assert (data.source, data.held_out, data.expected_size, evaluation.reference) == ("mnist", 5000, 55_000, "held_out")
+    assert (config.privacy.epsilon, config.network.backbone, config.network.width) == (10, "lean", 32)
+    assert private.batch_size * private.noise_multiplicity * private.steps <= 100_000
+    assert synthetic.batch_size * synthetic.noise_multiplicity * synthetic.steps <= 100_000
+    assert config.sampling.num_images * config.sampling.steps <= 25_000
+    for stage in stages(config):
+        if stage.source == "synthetic":
+            make_generator(stage.family, data.channels, data.image_size, **stage.options)
+
+
+@pytest.mark.parametrize("path", WITH_CELLS, ids=names)
+def test_every_cell_of_an_experiment_can_be_run(path):
+    cells = build_cells([], [], [], path)
+    assert len({cell.name for cell in cells}) == len(cells) > 1
+    for cell in cells:
+        expect_experiment(cell.config, path.stem)
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path not in WITH_CELLS], ids=names)
+def test_every_experiment_without_cells_can_be_run(path):
+    expect_experiment(load(path), "experiment" if path.stem == "base" else path.stem)
+
+
+def test_the_runs_whose_stages_are_swapped_go_together():
+    paths = (CONFIGS / "experiments" / "swap_real.yaml", CONFIGS / "experiments" / "swap_synthetic.yaml")
+    real, synthetic = map(load, paths)
+    expect_alike(real, synthetic, paths)
+    assert [stage.source for stage in real.stages.stages] == ["nonprivate"] * 3
+    assert [stage.source for stage in synthetic.stages.stages] == ["synthetic"] * 3
+    assert (real.private.steps, real.private.batch_size) == (synthetic.synthetic.steps, synthetic.synthetic.batch_size)
+    assert (real.sampling, real.evaluation, real.network) == (synthetic.sampling, synthetic.evaluation, synthetic.network)
+
+
+def test_thresholds_are_those_that_the_experiment_is_about():
+    chosen = {cell.values["cell"]: cell.config.stages for cell in build_cells([], [], [], CONFIGS / "experiments" / "thresholds.yaml")}
+    assert [c.tau1 for c in chosen.values() if c.variant == "cleaning"] == list(range(-4, 3))
+    assert [c.tau2 for c in chosen.values() if c.variant == "coarse"] == list(range(5))
+    assert {(c.tau1, c.tau2) for c in chosen.values() if c.variant in ("coarse_cleaning", "finetune")} == {(-3, 2)}
+    for name, config in chosen.items():
+        assert name.startswith("cleaning") == (config.variant == "cleaning")
+        assert "tau" not in name or name.endswith(f"tau{'1' if config.variant == 'cleaning' else '2'} = "
+                                                 f"{int(config.tau1 if config.variant == 'cleaning' else config.tau2)}")  # fmt: skip
+
+
+def test_families_are_compared_in_the_cleaning_and_the_coarse_stage():
+    cells = build_cells([], [], [], CONFIGS / "experiments" / "families.yaml")
+    found = {(cell.config.stages.variant, cell.config.synthetic.family) for cell in cells[1:]}
+    assert found == {(variant, family) for variant in ("cleaning", "coarse") for _, family in found} and len(found) == len(cells) - 1
+    for cell in cells[1:]:
+        assert cell.values["cell"] == f"{cell.config.stages.variant}, {cell.config.synthetic.family.replace('_', ' ')}"

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     config, swaps = settled(load_run_config(options.run, overrides)), choices(trained[0], options.swaps)
     directory = options.to or Path("swaps") / config.name
     compute = Compute.start(config.compute)
-    networks = [load_trained(path, its_config, compute.device) for path, its_config in zip(paths, trained, strict=True)]
+    networks = [_load(path, its_config, compute) for path, its_config in zip(paths, trained, strict=True)]
     record = _record(directory, config, trained, paths, networks)
     missing = [swap for swap in swaps if not (directory / swap.name / "evaluation.json").is_file()]
     if compute.is_main:
@@ -113,6 +113,10 @@ class _Work:
         if compute.is_main:
             write_samples(place, images, labels, describe_origin(config, denoiser) | {"swapped": list(swap.stages)})
         return images, labels
+
+
+def _load(path: Path, config: RunConfig, compute: Compute) -> RoutedDenoiser:
+    return load_trained(path, config, compute.device)  # type: ignore[return-value] - routed, as expect_alike has seen
 
 
 def _record(

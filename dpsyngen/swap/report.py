@@ -27,11 +27,11 @@ _TEXT_COLOUR = "#444444"
 def spending(config: RunConfig, run: Path) -> dict[str, Any]:
     """What a finished run is and spent, for swap.json: nothing that isn't in its own public files."""
     report = read_json(run / "privacy.json")
-    said = {name: report.get(name) for name in ("epsilon", "delta", "guarantee") if name in report}
-    return {"name": config.name, "sources": [stage.source for stage in stages_by_noise(config)], **said}
+    said = {name: report[name] for name in ("epsilon", "delta", "guarantee") if name in report}
+    return {"name": config.name, "sources": [stage.source for stage in stages_by_noise(config)]} | said
 
 
-def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What both runs cost together, if they learnt from the same images: sums, by basic composition; null where nothing is guaranteed."""
     known = all(run.get("epsilon") is not None for run in runs)
     sums = {name: sum(run[name] for run in runs) if known else None for name in ("epsilon", "delta")}
@@ -40,11 +40,10 @@ def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers beside the networks, as JSON has it."""
-    parts = {"seed": config.seed, "precision": config.compute.precision, "held_out": config.data.held_out,
-             "sampling": asdict(config.sampling), "evaluation": asdict(config.evaluation)}  # fmt: skip
-    parts["sampling"] = {name: str(value) if value == math.inf else value for name, value in parts["sampling"].items()}
-    parts["evaluation"] |= {"classifiers": list(config.evaluation.classifiers)}
-    return parts
+    sampling = {name: str(value) if value == math.inf else value for name, value in asdict(config.sampling).items()}
+    evaluation = asdict(config.evaluation) | {"classifiers": list(config.evaluation.classifiers)}
+    common = {"seed": config.seed, "precision": config.compute.precision, "held_out": config.data.held_out}
+    return common | {"sampling": sampling, "evaluation": evaluation}
 
 
 def table(record: Mapping[str, Any]) -> str:
