@@ -103,7 +103,10 @@ def make_generator(name: str, channels: int, image_size: int, **options: Any) ->
     checked = {option: _checked(option, kinds[option], value) for option, value in plain.items()}
     if nesting is not None and nested:
         checked[nesting] = nested
-    generator: Generator = family(channels=channels, image_size=image_size, **checked)
+    try:
+        generator: Generator = family(channels=channels, image_size=image_size, **checked)
+    except UnknownFamilyError as error:  # which an option names
+        raise ValueError(f"option of {name}: {error}") from error
     return generator
 
 

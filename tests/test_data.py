@@ -517,6 +517,7 @@ def test_wrong_synthetic_settings_are_input_errors() -> None:
     refused(lambda: SyntheticImages("dead_leafs", {}, shape, 0), "synthetic.family", "'dead_leaves'")
     refused(lambda: SyntheticImages("dead_leaves", {"leafs": 3}, shape, 0), "synthetic.options", "'leaves'")
     refused(lambda: SyntheticImages("dead_leaves", {"leaves": 0}, shape, 0), "synthetic.options", "leaves")
+    refused(lambda: SyntheticImages("degraded", {"family": "leaves"}, shape, 0), "synthetic.options: option of degraded: unknown generator 'leaves'")
 
 
 def test_a_class_mean_is_the_mean_of_the_other_versions_of_the_figure() -> None:

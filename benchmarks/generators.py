@@ -1,0 +1,148 @@
+"""Images per second of every family of programmatic images, next to a plain NumPy painter, and their share of a training step.
+
+    python benchmarks/generators.py [--repeats 7] [--families dead_leaves strokes] [--config configs/mnist/dp_syngen.yaml]
+
+The plain painter draws dead leaves with the same statistics as the family's defaults, one image after the other, one mask over the whole
+image for each leaf. All families and the painter take turns, so that whatever else the machine does meets them alike; a ratio is the
+median of the ratios within a turn. A step of the config's synthetic phase is timed with its images made beforehand, in the same turns; a
+share is what making a batch takes of making it and training on it.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dpsyngen.cli import OneLineParser, read_config, run_script
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig
+from dpsyngen.denoiser import build_denoiser
+from dpsyngen.errors import InputError
+from dpsyngen.ordinary_step import OrdinaryStep
+from dpsyngen.phases import synthetic_phase
+from synthetic_generators import Streams, available, make_generator
+
+SHAPES = ((1, 28), (3, 32))
+
+
+def plain_dead_leaves(rng: np.random.Generator, n: int, channels: int, image_size: int) -> np.ndarray:
+    """Dead leaves as the family's defaults have them, uint8 [n, C, H, W]."""
+    side = 2 * image_size
+    y, x = np.mgrid[:side, :side].astype(np.float32) + 0.5
+    images = np.empty((n, channels, image_size, image_size), np.uint8)
+    for image in images:
+        canvas = np.empty((side, side, channels), np.uint8)
+        ground = rng.integers(4)
+        canvas[:] = (0, 128, 255)[ground] if ground < 3 else rng.integers(256, size=channels)
+        is_silhouette, shared = rng.random() < 0.25, rng.integers(256, size=channels)
+        for _ in range(min(int(9 * (258 / 9) ** rng.random()), 257) - 1):
+            mask = _leaf_mask(rng, x, y, side)
+            canvas[mask] = shared if is_silhouette else rng.integers(256, size=channels)
+        boxes = canvas.reshape(image_size, 2, image_size, 2, channels)
+        image[:] = boxes.mean(axis=(1, 3), dtype=np.float32).round().transpose(2, 0, 1)
+    return images
+
+
+def _leaf_mask(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
+    """A circle, square, rectangle or triangle whose circle has a radius from p(r) ~ r^-3 in [0.03, 1] of the side; bool [side, side]."""
+    radius = side * (0.03**-2 + rng.random() * (1 - 0.03**-2)) ** -0.5
+    dx, dy = x - rng.random() * side, y - rng.random() * side
+    kind = rng.integers(4)
+    if kind == 0:
+        return dx**2 + dy**2 <= radius**2
+    turn, opening = rng.random() * 2 * np.pi, np.pi / 2 if kind == 1 else rng.random() * np.pi
+    angles = np.sort(rng.random(3)) * 2 * np.pi if kind == 3 else turn + np.array([0, opening, np.pi, np.pi + opening])
+    corners = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    inside = np.ones(x.shape, bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        inside &= (x1 - x0) * (dy - y0) >= (y1 - y0) * (dx - x0)
+    return inside
+
+
+def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
+    """One step of the synthetic phase at each call, always on the same images."""
+    phase = synthetic_phase(config, build_denoiser(config), compute)
+    if phase is None or not isinstance(phase.gradient, OrdinaryStep):
+        raise InputError(f"stages.variant: expected one with a synthetic phase, got {config.stages.variant}")
+    lessons = []
+    for lesson in phase.gradient.lessons:
+        made = lesson.batches(np.arange(config.synthetic.batch_size), np.random.default_rng(0))
+        lessons.append(dataclasses.replace(lesson, batches=lambda places, rng, made=made: tuple(x if x is None else x[: len(places)] for x in made)))
+    gradient = dataclasses.replace(phase.gradient, lessons=tuple(lessons))
+    optimizer = torch.optim.Adam(phase.trained.parameters(), lr=1e-4)
+
+    def step() -> None:
+        gradient(0)
+        optimizer.step()
+
+    return step
+
+
+def generation(name: str, channels: int, image_size: int, batch: int) -> Callable[[], None]:
+    """The next batch of a family with its default options at each call."""
+    generator, made = make_generator(name, channels, image_size), 0
+
+    def generate() -> None:
+        nonlocal made
+        generator.generate(Streams(0, range(made, made + batch)))
+        made += batch
+
+    return generate
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def measure(calls: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
+    """Seconds of each call in each of `repeats` turns, after one that doesn't count."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in tqdm(range(-1, repeats), desc=title, unit="turn", disable=None):
+        for name, call in calls.items():
+            seconds = seconds_of(call)
+            if repeat >= 0:
+                found[name].append(seconds)
+    return found
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print two tables in Markdown."""
+    parser = OneLineParser(description="Time the families of programmatic images.",
+                           formatter_class=partial(argparse.ArgumentDefaultsHelpFormatter, width=100))
+    parser.add_argument("--repeats", type=int, default=7, help="turns")
+    parser.add_argument("--families", nargs="+", default=available(), choices=available(), help="which families")
+    parser.add_argument("--config", type=Path, default=Path("configs/mnist/dp_syngen.yaml"), help="whose synthetic step and batch is taken")
+    options = parser.parse_args(argv)
+    if options.repeats < 1:
+        parser.error("--repeats: expected an integer >= 1")
+    config = read_config([options.config])
+    batch, compute, painted = config.synthetic.batch_size, Compute.start(config.compute), 8
+    step = training_step(config, compute)
+    for channels, side in SHAPES:
+        families = {name: generation(name, channels, side, batch) for name in options.families}
+        plain = partial(plain_dead_leaves, np.random.default_rng(0), painted, channels, side)
+        seconds = measure({"plain": plain, "step": step} | families, options.repeats, f"{side} x {side} x {channels}")
+        painter = [second * batch / painted for second in seconds["plain"]]
+        print(f"\n{side} x {side} x {channels}, batches of {batch}, median of {options.repeats} turns, {torch.get_num_threads()} threads; "
+              f"a training step of {options.config} takes {1e3 * statistics.median(seconds['step']):.0f} ms\n")
+        print("| family | images/s | times the plain painter (range) | share of a step |\n|---|---:|---:|---:|")
+        print(f"| plain NumPy dead leaves | {batch / statistics.median(painter):,.0f} | 1 | |")
+        for name in families:
+            ratios = [slow / fast for slow, fast in zip(painter, seconds[name], strict=True)]
+            share = statistics.median(own / (own + train) for own, train in zip(seconds[name], seconds["step"], strict=True))
+            print(f"| {name} | {batch / statistics.median(seconds[name]):,.0f} | {statistics.median(ratios):.0f} ({min(ratios):.0f} to "
+                  f"{max(ratios):.0f}) | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    run_script(main)
