@@ -246,25 +246,20 @@ def _polygon_spans(corners: np.ndarray, leaf: np.ndarray, y: np.ndarray) -> tupl
     A convex polygon is what lies between the lines through its edges. With the corners in the order of their angles, edges with falling
     y bound x from below, those with rising y from above; triangles and parallelograms have at most two of each, the first and the last.
     """
+    count = corners.shape[2]
     dx, dy = corners - np.roll(corners, 1, axis=1)
     slope = dx / np.where(dy == 0, 1, dy)
     offset = corners[0] - slope * corners[1]
-
-    def line(is_bound: np.ndarray, edges: tuple[int, ...], otherwise: float) -> np.ndarray:
-        """x at height y on the line through the first of these edges that is a bound."""
-        chosen = np.full(dy.shape[1], edges[3])
-        for edge in edges[2::-1]:
-            chosen = np.where(is_bound[edge], edge, chosen)
-        chosen = chosen * dy.shape[1] + np.arange(dy.shape[1])
-        x = slope.take(chosen)[leaf]
-        x *= y
-        x += np.where(is_bound, offset, np.float32(otherwise)).take(chosen)[leaf]
-        return x
-
-    forth, back = (0, 1, 2, 3), (3, 2, 1, 0)
-    falls, rises = dy < 0, dy > 0
-    low = np.maximum(line(falls, forth, -np.inf), line(falls, back, -np.inf))
-    return low, np.minimum(line(rises, forth, np.inf), line(rises, back, np.inf))
+    lines = np.empty((count, 2, 4), dtype=np.float32)  # all of a leaf's side by side, so that they are fetched at once
+    for first, is_bound, otherwise in ((0, dy < 0, -np.inf), (2, dy > 0, np.inf)):
+        no = (~is_bound).view(np.int8)
+        for place, edge in ((first, no[0] * (1 + no[1] * (1 + no[2]))), (first + 1, 3 - no[3] * (1 + no[2] * (1 + no[1])))):
+            address = edge * np.int64(count) + np.arange(count)
+            lines[:, 0, place] = slope.take(address)
+            lines[:, 1, place] = np.where(is_bound.take(address), offset.take(address), np.float32(otherwise))
+    fetched = lines.take(leaf, axis=0)
+    left, left_too, right, right_too = (fetched[:, 0, place] * y + fetched[:, 1, place] for place in range(4))
+    return np.maximum(left, left_too), np.minimum(right, right_too)
 
 
 def _draw_for(streams: Streams, name: str, image: np.ndarray, number: np.ndarray, count: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
