@@ -67,9 +67,12 @@ class Perlin(RandomField):
         for octave in range(self.octaves):
             which = np.flatnonzero(frequency * 2**octave <= finest)
             noise = self._gradient_noise(streams.child(f"octave {octave}").take(which), frequency[which] * 2**octave, octave)
-            noise = np.where(is_turbulent[which, None, None, None], np.abs(noise), noise)
-            total[which] += (persistence[which] ** octave)[:, None, None, None] * noise
-        return self._thresholded(streams, total)
+            np.abs(noise, out=noise, where=is_turbulent[which, None, None, None])
+            noise *= (persistence[which] ** octave)[:, None, None, None]
+            total[which] += noise
+        which = np.flatnonzero(streams.uniform("threshold") < self.threshold)
+        total[which] = self._thresholded(streams.take(which), total[which])
+        return total
 
     def _gradient_noise(self, streams: Streams, frequency: np.ndarray, octave: int) -> np.ndarray:
         """Noise with `frequency` [n] lattice cells along a side: float32 [n, C, H, W]."""
@@ -81,11 +84,9 @@ class Perlin(RandomField):
         return rows @ (np.cos(angle) @ column_slopes.mT) + row_slopes @ (np.sin(angle) @ columns.mT)
 
     def _thresholded(self, streams: Streams, fields: np.ndarray) -> np.ndarray:
-        """Replace the fields of some of the images by two levels, with edges of about a pixel."""
+        """Fields [n, C, H, W] as two levels, with edges of about a pixel."""
         level = streams.uniform("level", (1, 1, 1), -1, 1)
-        cut = np.clip((standardised(fields) - level) / np.float32(_EDGE), -1, 1)
-        is_cut = streams.uniform("threshold") < self.threshold
-        return np.where(is_cut[:, None, None, None], cut, fields)
+        return np.clip((standardised(fields) - level) / np.float32(_EDGE), -1, 1)
 
 
 def _weights(place: np.ndarray, points: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from synthetic_generators.registry import require
 from synthetic_generators.streams import Streams
 
 # Numbers drawn together: enough to amortise NumPy's calls, few enough for the arrays to stay in cache.
-_BLOCK_NUMBERS = 100_000
+_BLOCK_NUMBERS = 60_000
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,15 @@ class RandomField(ABC):
         return images
 
     def _paint(self, streams: Streams) -> np.ndarray:
-        fields = standardised(self.fields(streams)).reshape(len(streams), self.channels, -1)
+        fields = standardised(self.fields(streams)).reshape(len(streams), self.channels, self.image_size**2)
         if self.channels == 3:
             fields = self._in_colour(streams, fields)
         mean = streams.uniform("mean", (self.channels, 1), self.mean_min, self.mean_max)
         contrast = streams.uniform("contrast", (1, 1), self.contrast_min, self.contrast_max)
-        levels = np.rint((mean + contrast * fields) * np.float32(255))
-        return np.clip(levels, 0, 255).astype(np.uint8).reshape(len(streams), self.channels, self.image_size, self.image_size)
+        fields *= contrast * np.float32(255)
+        fields += mean * np.float32(255)
+        levels = np.clip(np.rint(fields, out=fields), 0, 255, out=fields).astype(np.uint8)
+        return levels.reshape(len(streams), self.channels, self.image_size, self.image_size)
 
     def _in_colour(self, streams: Streams, fields: np.ndarray) -> np.ndarray:
         """Rotate fields [n, 3, P] from the axes of each image's colour basis to red, green and blue."""
@@ -71,16 +73,20 @@ class RandomField(ABC):
         deviation = ratio ** np.arange(3, dtype=np.float32)
         deviation *= np.sqrt(3 / (deviation**2).sum(axis=1, keepdims=True))
         basis = _rotations(streams.normal("colour basis", (4,))) * deviation[:, None, :]
-        # Sums written out: a matrix product may round an image differently in another batch.
-        return sum(basis[:, :, k, None] * fields[:, None, k] for k in range(3))
+        mixed = basis[:, :, 0, None] * fields[:, None, 0]  # sums written out: they round as the image alone would
+        for axis in (1, 2):
+            mixed += basis[:, :, axis, None] * fields[:, None, axis]
+        return mixed
 
 
 def standardised(fields: np.ndarray) -> np.ndarray:
     """Fields [n, C, H, W] with mean 0 and standard deviation 1 in each channel of each image; a constant field becomes 0."""
-    flat = fields.reshape(*fields.shape[:2], -1)
+    n, channels, height, width = fields.shape
+    flat = fields.reshape(n, channels, height * width)
     flat = flat - flat.mean(axis=2, keepdims=True)
     deviation = np.sqrt(np.square(flat).mean(axis=2, keepdims=True))
-    return (flat / np.maximum(deviation, np.finfo(np.float32).tiny)).reshape(fields.shape)
+    flat /= np.maximum(deviation, np.finfo(np.float32).tiny)
+    return flat.reshape(fields.shape)
 
 
 def _rotations(quaternions: np.ndarray) -> np.ndarray:

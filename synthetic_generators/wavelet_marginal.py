@@ -63,19 +63,26 @@ class WaveletMarginal(RandomField):
         table = tables[below[:, 0]] * (1 - above) + tables[below[:, 0] + 1] * above
 
         signed = streams.uniform("coefficients", (self.channels, side, side), -1, 1)
-        t = -np.log1p(-np.abs(signed) * np.float32(1 - 2**-24))
-        t *= np.float32(_STEPS / _LARGEST_T)
-        step = np.minimum(t.astype(np.int64), _STEPS - 1)
-        t -= step.astype(np.float32)
+        t = np.abs(signed)
+        t *= np.float32(-(1 - 2**-24))
+        np.log1p(t, out=t)
+        t *= np.float32(-_STEPS / _LARGEST_T)
+        step = t.astype(np.int64)
+        np.minimum(step, _STEPS - 1, out=step)
+        t -= step
         step += (np.arange(len(streams)) * (_STEPS + 1))[:, None, None, None]
-        quantile = np.take(table, step) * (1 - t) + np.take(table, step + 1) * t
-        return np.copysign(quantile, signed)
+        quantile = np.take(table, step)
+        step += 1
+        t *= np.take(table, step) - quantile
+        quantile += t
+        return np.copysign(quantile, signed, out=quantile)
 
     def fields(self, streams: Streams) -> np.ndarray:
         """float32 [n, C, H, W]."""
         side, coarsest = _torus(self.image_size)
         exponent = streams.uniform("exponent", (1, 1, 1), self.exponent_min, self.exponent_max)
-        field = self.coefficients(streams) * np.exp2(exponent * _levels(side, coarsest))
+        field = self.coefficients(streams)
+        field *= np.exp2(exponent * _levels(side, coarsest))
         size = coarsest
         while size < side:
             size *= 2
