@@ -11,6 +11,7 @@ distributions, mirror symmetry, shading, rims and hollows are ours.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -173,21 +174,28 @@ def outline_tables(axes: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> tu
     Entry j is for v = 4 j / D - 1 and u >= 0 in the first half, v = 3 - 4 j / D and u < 0 in the other: a substitute for the angle that
     costs no arctangent, and whose kinks lie on entries.
     """
+    length, theta, cos, sin = _directions(cosine.shape[1])
+    radius = np.ones((len(axes), len(theta)), dtype=np.float32)
+    for k in range(cosine.shape[1]):
+        radius += cosine[:, k, None] * cos[k]
+        radius += sine[:, k, None] * sin[k]
+    slope = (radius[:, 2:] - radius[:, :-2]) / (theta[2:] - theta[:-2])  # dr / dtheta
+    radius, cos, sin = radius[:, 1:-1], cos[0, 1:-1], sin[0, 1:-1]
+    slope /= radius
+    # The gradient of r(theta) - rho in pixels, on the outline.
+    across, along = (cos + slope * sin) / axes[:, :1], (sin - slope * cos) / axes[:, 1:]
+    return length[1:-1] / radius, radius / np.sqrt(across * across + along * along)
+
+
+@lru_cache
+def _directions(lobes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For `outline_tables`, with one more entry at each end: length and angle of (u, v), cos and sin [lobes, 260] of the angle's multiples."""
     place = np.arange(-1, _DIRECTIONS + 3, dtype=np.float32) * np.float32(4 / _DIRECTIONS) - 1
     v = np.where(place <= 1, place, 2 - place)
     u = np.where(place <= 1, 1 - np.abs(v), np.abs(v) - 1)
     theta = np.unwrap(np.arctan2(v, u))
-    radius = np.ones((len(axes), len(place)), dtype=np.float32)
-    for k in range(1, cosine.shape[1] + 1):
-        radius += cosine[:, k - 1, None] * np.cos(k * theta)
-        radius += sine[:, k - 1, None] * np.sin(k * theta)
-    slope = (radius[:, 2:] - radius[:, :-2]) / (theta[2:] - theta[:-2])  # dr / dtheta
-    radius, theta = radius[:, 1:-1], theta[1:-1]
-    slope /= radius
-    # The gradient of r(theta) - rho in pixels, on the outline.
-    across = (np.cos(theta) + slope * np.sin(theta)) / axes[:, :1]
-    along = (np.sin(theta) - slope * np.cos(theta)) / axes[:, 1:]
-    return np.hypot(u, v)[1:-1] / radius, radius / np.sqrt(across * across + along * along)
+    multiples = np.arange(1, lobes + 1, dtype=np.float32)[:, None] * theta
+    return np.hypot(u, v), theta, np.cos(multiples), np.sin(multiples)
 
 
 def locate(
@@ -208,10 +216,10 @@ def locate(
     norm = np.abs(u) + np.abs(v) + np.float32(1e-6)
     v /= norm
     place = np.where(u < 0, 3 - v, 1 + v) * np.float32(_DIRECTIONS / 4)
-    index = place.astype(np.int64)
-    place -= index
-    index += (np.arange(len(turn)) * distance.shape[1])[:, None, None]
+    entry = np.floor(place)
+    place -= entry
+    index = entry.astype(np.int64) + (np.arange(len(turn)) * distance.shape[1])[:, None, None]
     share = distance.ravel()[index]
-    share += place * (distance.ravel()[index + 1] - share)
+    share += place * (distance.ravel()[1:][index] - share)
     share *= norm
     return share, reach.ravel()[index], u
