@@ -214,6 +214,25 @@ def test_flags_pass_through_a_script_in_any_order():
         ("stages: {tau1: 2, tau2: -1}", ["stages.tau1", "below stages.tau2"]),
         ("stages: {variant: fine}", ["stages.variant", "dpdm or coarse", "got 'fine'"]),
         ("stages: {variant: finetune, holder: routed}", ["stages.holder", "shared"]),
+        ("stages: {custom: [{name: a, source: private}]}", ["stages.custom", "no stages, since stages.variant is finetune_all", "['a']"]),
+        ("stages: {variant: custom}", ["stages.custom", "at least one stage"]),
+        ("stages: {custom: {name: a}}", ["stages.custom", "a list of mappings with some of name, source", "got {'name': 'a'}"]),
+        ("stages: {custom: [{name: a}]}", ["stages.custom: entry 1: source", "synthetic or private or nonprivate, got nothing"]),
+        ("stages: {custom: [{name: a, source: private}, {nam: b}]}", ["stages.custom: entry 2: 'nam'", "one of name, source, lower"]),
+        ("stages: {custom: [{name: a, source: private, upper: high}]}", ["entry 1: upper", "a number or null", "got 'high'"]),
+        ("stages: {custom: [{name: a, source: private, upper: .inf}]}", ["stage a: upper", "null for an open end", "got inf"]),
+        ("stages: {custom: [{name: a, source: private, lower: 2, upper: 1}]}", ["stage a: lower", "below upper = 1.0", "got 2.0"]),
+        ("stages: {custom: [{name: a.b, source: private}]}", ["stage a.b: name", "letters, digits"]),
+        ("stages: {custom: [{name: a, source: private, family: dead_leaves}]}", ["stage a: family", "null, since its source is private"]),
+        ("stages: {custom: [{name: a, source: synthetic, options: {x: 1}}]}", ["stage a: options", "family beside them"]),
+        ("stages: {custom: [{name: a, source: synthetic, sigma_weights: [[0, 1], [1]]}]}", ["entry 1: sigma_weights", "lists of 2 numbers"]),
+        ("stages: {custom: [{name: a, source: synthetic, sigma_weights: [[0, 1], [1, 1]]}]}", ["stage a: sigma_weights", "sigma_draw weights"]),
+        ("stages: {custom: [{name: a, source: synthetic, sigma_draw: uniform, p_mean: 1}]}", ["stage a: p_mean", "since sigma_draw is uniform"]),
+        ("stages: {replay: 1, variant: dpdm}", ["stages.replay", "no synthetic stage"]),
+        ("stages: {replay: 1, variant: coarse, holder: routed}", ["stages.replay", "since with stages.holder routed"]),
+        ("private: {sigma_draw: weights}", ["private.sigma_weights", "at least two pairs", "got ()"]),
+        ("synthetic: {sigma_draw: weights, sigma_weights: [[1, 1], [0, 1]]}", ["synthetic.sigma_weights", "ascending"]),
+        ("synthetic: {sigma_weights: [[0, 0], [1, 0]]}", ["synthetic.sigma_weights", "one of them above 0"]),
         ("data: {channels: 2}", ["data.channels", "1 or 3", "got 2"]),
         ("data: {channels: true}", ["data.channels", "1 or 3", "got true"]),
         ("data: {public: 1}", ["data.public", "true or false", "got 1"]),
@@ -263,7 +282,7 @@ def test_flags_pass_through_a_script_in_any_order():
 def test_bad_files_are_refused_in_one_line(write, text, parts):
     path = write(text)
     message = refusal([path])
-    assert message.startswith((str(path), "data."))  # or a field that the file doesn't set, but has to
+    assert message.startswith((str(path), "data.", "stages.custom", "private.sigma_weights"))  # or a field that the file doesn't set, but has to
     for part in parts:
         assert part in message
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from running import ENVIRONMENT, TINY, call, evaluate_main, files, private_images, refusal, sample_main, small, train_main, weights
 
 from dpsyngen.errors import InputError
+from dpsyngen.field_types import plain
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep import cells as running_cells
 from dpsyngen.sweep.__main__ import main
@@ -250,6 +252,15 @@ def test_cells_are_named_by_their_values_alone():
     assert len({cell.name for cell in odd}) == 4 and all("/" not in cell.name and " " not in cell.name for cell in odd)
     long = build_cells([TINY], [], [Axis.parse(f"data.description={'x/' * 300}a,{'x/' * 300}b")])
     assert len({cell.name for cell in long}) == 2 and max(len(cell.name) for cell in long) < 140
+
+
+def test_stages_of_ones_own_are_values_of_a_grid():
+    """Written as on the command line, without what is left at its default; a directory's name is their hash."""
+    first, second = "[{name: a, source: synthetic, upper: 0.0}, {name: b, source: private}]", "[{name: b, source: private, weight: 2.0}]"
+    cells = build_cells([], ["--stages.variant=custom"], [Axis.parse(f"stages.custom={first},{second}")])
+    assert [plain(cell.values["stages.custom"]) for cell in cells] == [first, second]
+    assert [len(cell.config.stages.custom) for cell in cells] == [2, 1]
+    assert len({cell.name for cell in cells}) == 2 and all(re.fullmatch(r"[\w.,=+-]+", cell.name) for cell in cells)
 
 
 def test_children_get_a_device_each_or_a_share_of_the_cores(monkeypatch):
