@@ -18,6 +18,7 @@ from scipy.stats import norm
 from dpsyngen.cli import read_config
 from dpsyngen.compute import Compute
 from dpsyngen.config import DataConfig
+from dpsyngen.errors import InputError
 from dpsyngen.stages import distance
 from dpsyngen.stages.__main__ import main
 from dpsyngen.stages.elbows import Elbows, Proposal, kneedle, last_within
@@ -25,7 +26,7 @@ from dpsyngen.stages.gaussian import Gaussian
 from dpsyngen.stages.plots import draw
 from dpsyngen.stages.quality import errors, shifted, trained
 from dpsyngen.stages.reference import PRIVATE_FLAG, Reference
-from dpsyngen.stages.survey import Survey
+from dpsyngen.stages.survey import Distance, Survey
 from dpsyngen.strict_yaml import parse_yaml
 
 SIGMAS = np.array([0.02, 0.3, 1.0, 5.0])
@@ -223,8 +224,10 @@ def test_as_a_user_launches_it(tmp_path):
 
 def test_private_images_are_refused_without_the_flag_and_marked_with_it(tmp_path, monkeypatch, capsys):
     given = arguments(tmp_path, "--families=salt_and_pepper")
-    for named in ("config", tmp_path / "images.npz"):
-        said = refusal(main, monkeypatch, capsys, *given, "--reference", named)
+    (tmp_path / "other_name.npz").symlink_to(tmp_path / "images.npz")
+    tests = private_images(tmp_path / "tests.npz", seed=1)
+    for named in ("config", tmp_path / "images.npz", tmp_path / "other_name.npz", tests):
+        said = refusal(main, monkeypatch, capsys, *given, f"--data.test_path={tests}", "--reference", named)
         assert said.startswith("--reference: expected a public set that looks like the private images")
         assert PRIVATE_FLAG in said and not (tmp_path / "to").exists()
     call(main, *given, PRIVATE_FLAG)
@@ -240,22 +243,38 @@ def test_a_public_look_alike_costs_nothing(tmp_path, capsys):
     assert json.loads((tmp_path / "to" / "stages.json").read_text())["reference"]["private"] is False
 
 
+def test_training_and_measured_images_are_different_ones(tmp_path):
+    images = private_images(tmp_path / "images.npz", count=61)
+    data = DataConfig(source="npz", path=str(images), image_size=8, num_classes=3, public=True)
+    for named in ("config", str(images)):
+        teaching, measured = Reference.choose(data, named, private_allowed=False).load(seed=1)
+        assert (teaching.shape, measured.shape) == ((30, 1, 8, 8), (31, 1, 8, 8))
+        assert len({image.tobytes() for image in (*teaching, *measured)}) == 61
+        assert -1 <= measured.min() < -0.9 and 0.9 < measured.max() <= 1
+
+
+def test_a_reference_may_be_a_folder_without_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    private = DataConfig(source="npz", path="elsewhere.npz", image_size=8, num_classes=3)
+    chosen = Reference.choose(private, str(tmp_path), private_allowed=False)
+    assert chosen.data.source == "folder" and [len(part) for part in chosen.load(seed=0)] == [10, 10]
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(InputError, match="--reference: expected at least 20 images"):
+        chosen.load(seed=0)
+
+
 def test_the_picture_says_whose_images_it_shows():
     x = np.linspace(-6, 4, 9)
     curve = np.exp(x) / (1 + np.exp(x))
-    apart = distance_of(x)
+    apart = Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
     survey = Survey(x, curve, {"a": 1.05 * curve}, {"a": curve}, {"full": curve, "scalar": curve, "a": curve}, {"reference": apart, "a": apart},
                     0.1, 10, 10)  # fmt: skip
     for private in (True, False):
         texts = [text.get_text() for text in draw(survey, Reference("mine", DataConfig(), private)).findobj(Text)]
         assert any(text.startswith("NOT PRIVATE") for text in texts) is private
         assert any("mine" in text for text in texts)
-
-
-def distance_of(x):
-    from dpsyngen.stages.survey import Distance
-
-    return Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
 
 
 @pytest.mark.parametrize(
