@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from dpsyngen.cli import read_config
 from dpsyngen.compute import Compute
-from dpsyngen.config import DataConfig
+from dpsyngen.config import DataConfig, SyntheticConfig
 from dpsyngen.errors import InputError
 from dpsyngen.stages import distance
 from dpsyngen.stages.__main__ import main
@@ -26,6 +26,7 @@ from dpsyngen.stages.gaussian import Gaussian
 from dpsyngen.stages.plots import draw
 from dpsyngen.stages.quality import errors, shifted, trained
 from dpsyngen.stages.reference import PRIVATE_FLAG, Reference
+from dpsyngen.stages.report import config_line, custom_line, remarks
 from dpsyngen.stages.survey import Distance, Survey
 from dpsyngen.strict_yaml import parse_yaml
 
@@ -265,14 +266,46 @@ def test_a_reference_may_be_a_folder_without_classes(tmp_path):
         chosen.load(seed=0)
 
 
-def test_the_picture_says_whose_images_it_shows():
-    x = np.linspace(-6, 4, 9)
-    curve = np.exp(x) / (1 + np.exp(x))
+def survey_of(**ratios: np.ndarray) -> Survey:
+    """A survey over eleven levels of ln sigma from -6 to 4, of families with these errors as multiples of the reference-trained one's."""
+    x = np.linspace(-6, 4, 11)
+    curve = 1 / (1 + np.exp(-x))
+    found = {name: ratio * curve for name, ratio in ratios.items()}
     apart = Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
-    survey = Survey(x, curve, {"a": 1.05 * curve}, {"a": curve}, {"full": curve, "scalar": curve, "a": curve}, {"reference": apart, "a": apart},
-                    0.1, 10, 10)  # fmt: skip
+    return Survey(
+        x, curve, found, found, {"full": curve, "scalar": 2 * curve, **found}, {name: apart for name in ("reference", *ratios)}, 0.1, 10, 10
+    )
+
+
+def test_lines_can_be_put_into_a_config(tmp_path):
+    x = np.linspace(-6, 4, 11)
+    both = survey_of(dead_leaves=np.where(x < -2, 1.0, 2.0), strokes=np.where(x > 1, 1.0, 2.0))
+    options = SyntheticConfig(family="strokes", options={"curves_max": 3}, steps=1, epochs=None)
+    file = tmp_path / "stages.yaml"
+    file.write_text(config_line(both))
+    config = read_config([TINY, file])
+    found = both.proposal
+    assert (config.stages.tau1, config.stages.tau2) == (found.tau1, found.tau2) and -3 < config.stages.tau1 < -2 and 1 < config.stages.tau2 < 2
+    file.write_text(str(custom_line(both, options)))
+    custom = {stage.name: stage for stage in read_config([TINY, file], ["--stages.holder=routed"]).stages.stages}  # routed: without gap or overlap
+    assert (custom["cleaning"].family, custom["cleaning"].upper, custom["cleaning"].options) == ("dead_leaves", found.tau1, {})
+    assert (custom["coarse"].family, custom["coarse"].lower, custom["coarse"].options) == ("strokes", found.tau2, {"curves_max": 3})
+    assert (custom["context"].source, custom["context"].range) == ("private", (found.tau1, found.tau2))
+
+    coarse = survey_of(strokes=np.where(x > 1, 1.0, 2.0))
+    assert config_line(coarse).startswith(f"stages: {{tau1: null, tau2: {found.tau2:.2f}}}  # leave out tau1")
+    file.write_text(str(custom_line(coarse, options)))
+    assert [stage.name for stage in read_config([TINY, file]).stages.stages] == ["context", "coarse"]
+    assert any("nothing is proposed for tau1" in remark for remark in remarks(coarse))
+    neither, everywhere = survey_of(strokes=2 + 0 * x), survey_of(strokes=1 + 0 * x)
+    for survey in (neither, everywhere):
+        assert config_line(survey).startswith("stages: {tau1: null, tau2: null}  #") and custom_line(survey, options) is None
+    assert any("two ends meet" in remark for remark in remarks(everywhere))
+
+
+def test_the_picture_says_whose_images_it_shows():
     for private in (True, False):
-        texts = [text.get_text() for text in draw(survey, Reference("mine", DataConfig(), private)).findobj(Text)]
+        texts = [text.get_text() for text in draw(survey_of(a=np.full(11, 1.05)), Reference("mine", DataConfig(), private)).findobj(Text)]
         assert any(text.startswith("NOT PRIVATE") for text in texts) is private
         assert any("mine" in text for text in texts)
 
