@@ -272,9 +272,7 @@ def survey_of(**ratios: np.ndarray) -> Survey:
     curve = 1 / (1 + np.exp(-x))
     found = {name: ratio * curve for name, ratio in ratios.items()}
     apart = Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
-    return Survey(
-        x, curve, found, found, {"full": curve, "scalar": 2 * curve, **found}, {name: apart for name in ("reference", *ratios)}, 0.1, 10, 10
-    )
+    return Survey(x, curve, found, found, {"full": curve, "scalar": 2 * curve, **found}, dict.fromkeys(("reference", *ratios), apart), 0.1, 10, 10)
 
 
 def test_lines_can_be_put_into_a_config(tmp_path):
