@@ -17,7 +17,8 @@ from scipy.stats import norm
 
 from dpsyngen.cli import read_config
 from dpsyngen.compute import Compute
-from dpsyngen.config import DataConfig
+from dpsyngen.config import DataConfig, SyntheticConfig
+from dpsyngen.errors import InputError
 from dpsyngen.stages import distance
 from dpsyngen.stages.__main__ import main
 from dpsyngen.stages.elbows import Elbows, Proposal, kneedle, last_within
@@ -25,7 +26,8 @@ from dpsyngen.stages.gaussian import Gaussian
 from dpsyngen.stages.plots import draw
 from dpsyngen.stages.quality import errors, shifted, trained
 from dpsyngen.stages.reference import PRIVATE_FLAG, Reference
-from dpsyngen.stages.survey import Survey
+from dpsyngen.stages.report import config_line, custom_line, remarks
+from dpsyngen.stages.survey import Distance, Survey
 from dpsyngen.strict_yaml import parse_yaml
 
 SIGMAS = np.array([0.02, 0.3, 1.0, 5.0])
@@ -223,8 +225,10 @@ def test_as_a_user_launches_it(tmp_path):
 
 def test_private_images_are_refused_without_the_flag_and_marked_with_it(tmp_path, monkeypatch, capsys):
     given = arguments(tmp_path, "--families=salt_and_pepper")
-    for named in ("config", tmp_path / "images.npz"):
-        said = refusal(main, monkeypatch, capsys, *given, "--reference", named)
+    (tmp_path / "other_name.npz").symlink_to(tmp_path / "images.npz")
+    tests = private_images(tmp_path / "tests.npz", seed=1)
+    for named in ("config", tmp_path / "images.npz", tmp_path / "other_name.npz", tests):
+        said = refusal(main, monkeypatch, capsys, *given, f"--data.test_path={tests}", "--reference", named)
         assert said.startswith("--reference: expected a public set that looks like the private images")
         assert PRIVATE_FLAG in said and not (tmp_path / "to").exists()
     call(main, *given, PRIVATE_FLAG)
@@ -240,22 +244,68 @@ def test_a_public_look_alike_costs_nothing(tmp_path, capsys):
     assert json.loads((tmp_path / "to" / "stages.json").read_text())["reference"]["private"] is False
 
 
+def test_training_and_measured_images_are_different_ones(tmp_path):
+    images = private_images(tmp_path / "images.npz", count=61)
+    data = DataConfig(source="npz", path=str(images), image_size=8, num_classes=3, public=True)
+    for named in ("config", str(images)):
+        teaching, measured = Reference.choose(data, named, private_allowed=False).load(seed=1)
+        assert (teaching.shape, measured.shape) == ((30, 1, 8, 8), (31, 1, 8, 8))
+        assert len({image.tobytes() for image in (*teaching, *measured)}) == 61
+        assert -1 <= measured.min() < -0.9 and 0.9 < measured.max() <= 1
+
+
+def test_a_reference_may_be_a_folder_without_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    private = DataConfig(source="npz", path="elsewhere.npz", image_size=8, num_classes=3)
+    chosen = Reference.choose(private, str(tmp_path), private_allowed=False)
+    assert chosen.data.source == "folder" and [len(part) for part in chosen.load(seed=0)] == [10, 10]
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(InputError, match="--reference: expected at least 20 images"):
+        chosen.load(seed=0)
+
+
+def survey_of(**ratios: np.ndarray) -> Survey:
+    """A survey over eleven levels of ln sigma from -6 to 4, of families with these errors as multiples of the reference-trained one's."""
+    x = np.linspace(-6, 4, 11)
+    curve = 1 / (1 + np.exp(-x))
+    found = {name: ratio * curve for name, ratio in ratios.items()}
+    apart = Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
+    return Survey(x, curve, found, found, {"full": curve, "scalar": 2 * curve, **found}, dict.fromkeys(("reference", *ratios), apart), 0.1, 10, 10)
+
+
+def test_lines_can_be_put_into_a_config(tmp_path):
+    x = np.linspace(-6, 4, 11)
+    both = survey_of(dead_leaves=np.where(x < -2, 1.0, 2.0), strokes=np.where(x > 1, 1.0, 2.0))
+    options = SyntheticConfig(family="strokes", options={"curves_max": 3}, steps=1, epochs=None)
+    file = tmp_path / "stages.yaml"
+    file.write_text(config_line(both))
+    config = read_config([TINY, file])
+    found = both.proposal
+    assert (config.stages.tau1, config.stages.tau2) == (found.tau1, found.tau2) and -3 < config.stages.tau1 < -2 and 1 < config.stages.tau2 < 2
+    file.write_text(str(custom_line(both, options)))
+    custom = {stage.name: stage for stage in read_config([TINY, file], ["--stages.holder=routed"]).stages.stages}  # routed: without gap or overlap
+    assert (custom["cleaning"].family, custom["cleaning"].upper, custom["cleaning"].options) == ("dead_leaves", found.tau1, {})
+    assert (custom["coarse"].family, custom["coarse"].lower, custom["coarse"].options) == ("strokes", found.tau2, {"curves_max": 3})
+    assert (custom["context"].source, custom["context"].range) == ("private", (found.tau1, found.tau2))
+
+    coarse = survey_of(strokes=np.where(x > 1, 1.0, 2.0))
+    assert config_line(coarse).startswith(f"stages: {{tau1: null, tau2: {found.tau2:.2f}}}  # leave out tau1")
+    file.write_text(str(custom_line(coarse, options)))
+    assert [stage.name for stage in read_config([TINY, file]).stages.stages] == ["context", "coarse"]
+    assert any("nothing is proposed for tau1" in remark for remark in remarks(coarse))
+    neither, everywhere = survey_of(strokes=2 + 0 * x), survey_of(strokes=1 + 0 * x)
+    for survey in (neither, everywhere):
+        assert config_line(survey).startswith("stages: {tau1: null, tau2: null}  #") and custom_line(survey, options) is None
+    assert any("two ends meet" in remark for remark in remarks(everywhere))
+
+
 def test_the_picture_says_whose_images_it_shows():
-    x = np.linspace(-6, 4, 9)
-    curve = np.exp(x) / (1 + np.exp(x))
-    apart = distance_of(x)
-    survey = Survey(x, curve, {"a": 1.05 * curve}, {"a": curve}, {"full": curve, "scalar": curve, "a": curve}, {"reference": apart, "a": apart},
-                    0.1, 10, 10)  # fmt: skip
     for private in (True, False):
-        texts = [text.get_text() for text in draw(survey, Reference("mine", DataConfig(), private)).findobj(Text)]
+        texts = [text.get_text() for text in draw(survey_of(a=np.full(11, 1.05)), Reference("mine", DataConfig(), private)).findobj(Text)]
         assert any(text.startswith("NOT PRIVATE") for text in texts) is private
         assert any("mine" in text for text in texts)
-
-
-def distance_of(x):
-    from dpsyngen.stages.survey import Distance
-
-    return Distance(1.0, 0.5, np.exp(-x), np.exp(-x).clip(0, 1), 0 * x)
 
 
 @pytest.mark.parametrize(

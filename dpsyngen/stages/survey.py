@@ -19,6 +19,7 @@ from dpsyngen.stages.quality import Images, errors, shifted, trained
 
 REFERENCE = "reference"
 _DRAWING = 2  # beside the purposes of `dpsyngen.stages.quality`
+_MOST_ENTRIES = 2**26  # of the matrix that a covariance is fitted to
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -119,7 +120,8 @@ def survey(config: RunConfig, families: Sequence[str], images: tuple[np.ndarray,
     sigmas, x0 = np.exp(log_sigma), torch.from_numpy(measured)
     rows, held_out = teaching.reshape(len(teaching), -1), measured.reshape(len(measured), -1)
     sources = {name: programmatic(config, name) for name in families}
-    gaussian, both = Gaussian.fit(rows), min(len(rows), len(held_out))
+    fitted, both = min(len(rows), _MOST_ENTRIES // rows.shape[1]), min(len(rows), len(held_out))
+    gaussian = Gaussian.fit(rows[:fitted])
     gaussians = {"full": gaussian.errors_on(held_out, sigmas), "scalar": Gaussian.fit_scalar(rows).errors_on(held_out, sigmas)}
     distances = {REFERENCE: Distance.between(rows[:both], gaussian, held_out, gaussian, sigmas)}
     found, known = {}, {}
@@ -132,12 +134,12 @@ def survey(config: RunConfig, families: Sequence[str], images: tuple[np.ndarray,
             bar.set_description(name)
             denoiser = trained(config, source, effort.steps, effort.batch, compute, bar.update)
             found[name] = errors(denoiser, x0, sigmas, config.seed, compute, bar.update)
-            unseen = source(effort.steps * effort.batch, len(rows) + len(held_out)).flatten(1).numpy()
-            own = Gaussian.fit(unseen[: len(rows)])
+            unseen = source(effort.steps * effort.batch, fitted + both).flatten(1).numpy()
+            own = Gaussian.fit(unseen[:fitted])
             apart = torch.from_numpy((own.mean - gaussian.mean).astype(np.float32)).reshape(config.data.image_shape)
             known[name] = errors(shifted(denoiser, apart.to(compute.device)), x0, sigmas, config.seed, compute, bar.update)
             gaussians[name] = own.errors_on(held_out, sigmas)
-            distances[name] = Distance.between(unseen[len(rows) :], own, held_out, gaussian, sigmas)
+            distances[name] = Distance.between(unseen[fitted:], own, held_out, gaussian, sigmas)
     return Survey(log_sigma, reference, found, known, gaussians, distances, effort.tolerance, len(rows), len(held_out))
 
 
