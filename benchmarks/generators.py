@@ -127,8 +127,9 @@ def main(argv: list[str]) -> None:
         parser.error("--repeats: expected an integer >= 1")
     config = read_config([options.config])
     batch, compute, painted = config.synthetic.batch_size, Compute.start(config.compute), 8
-    step = training_step(config, compute)
     for channels, side in SHAPES:
+        data = dataclasses.replace(config.data, source="npz", path="none", channels=channels, image_size=side)  # nothing reads it
+        step = training_step(dataclasses.replace(config, data=data), compute)
         families = {name: generation(name, channels, side, batch) for name in options.families}
         plain = partial(plain_dead_leaves, np.random.default_rng(0), painted, channels, side)
         seconds = measure({"plain": plain, "step": step} | families, options.repeats, f"{side} x {side} x {channels}")

@@ -13,6 +13,7 @@ from PIL import Image
 from running import ENVIRONMENT, TINY, call, launch, train_main
 
 import synthetic_generators
+from dpsyngen.config import RunConfig, StageConfig, StagesConfig, SyntheticConfig
 from dpsyngen.errors import InputError
 from synthetic_generators import Streams, available, code_files, describe, make_generator, register, registry
 
@@ -100,6 +101,8 @@ def test_a_family_of_ones_own_is_named_by_file_or_module(own_file: Path, monkeyp
     assert np.array_equal(images[:, :, :6, :6], images[:, :, 6:, 6:])
     assert np.array_equal(draw(by_path, 3, 3, 12, squares=2), images)
     assert own_file.resolve() in code_files()
+    options = {f"{by_path}.weight": 1, f"{by_path}/coarse.weight": 1, f"{by_path}/coarse.squares": 1}
+    assert 60 < sum(len(np.unique(image)) == 1 for image in draw("mixture", 200, **options)) < 140
     option = describe(by_path).options[0]
     assert (option.name, option.default, option.meaning) == ("squares", 4, "Squares along a side.")
 
@@ -137,6 +140,17 @@ def test_training_takes_a_family_of_ones_own(own_file: Path) -> None:
     assert f"{own_file}:checkerboard" in done.stdout
     with pytest.raises(InputError, match=r"synthetic.options: unknown option 'sqares' of .*my_family.py:checkerboard: did you mean 'squares'"):
         call(train_main, "--config", TINY, "--dry-run", family, "--synthetic.options.sqares=2")
+
+
+def test_the_folder_of_a_family_of_ones_own_is_not_released() -> None:
+    own = "/home/me/secret.d/my_family.py:x"
+    options = {f"{own}/small.weight": 2, "family": own, "b": 1}
+    stage = StageConfig("s", "synthetic", family=own, options=options)
+    config = RunConfig(synthetic=SyntheticConfig(family=own, options=options), stages=StagesConfig("custom", custom=(stage,))).without_secrets
+    for part in (config.synthetic, *config.stages.custom):
+        assert part.family == "my_family.py:x"
+        assert part.options == {"my_family.py:x/small.weight": 2, "family": "my_family.py:x", "b": 1}
+    assert RunConfig().without_secrets.synthetic == SyntheticConfig()
 
 
 def shown(*arguments: object) -> subprocess.CompletedProcess[str]:

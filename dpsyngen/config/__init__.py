@@ -268,7 +268,16 @@ class RunConfig:
     def without_secrets(self) -> "RunConfig":
         """The config without places of this machine and without a key, as it may leave. A path that its source needs becomes a word."""
         path = "not-released" if self.data.source in SOURCES_WITH_PATH else None
-        return replace(self, data=replace(self.data, path=path, test_path=None, index=None), privacy=replace(self.privacy, unsafe_fixed_key=None))
+        return replace(
+            self,
+            data=replace(self.data, path=path, test_path=None, index=None),
+            privacy=replace(self.privacy, unsafe_fixed_key=None),
+            synthetic=replace(self.synthetic, family=_without_folder(self.synthetic.family), options=_without_folders(self.synthetic.options)),
+            stages=replace(self.stages, custom=tuple(
+                replace(stage, family=stage.family and _without_folder(stage.family), options=_without_folders(stage.options))
+                for stage in self.stages.custom
+            )),
+        )  # fmt: skip
 
     @property
     def is_private(self) -> bool:
@@ -287,3 +296,14 @@ class RunConfig:
 
     def _has_stages_of(self, source: Source) -> bool:
         return any(stage.source == source for stage in self.stages.stages)
+
+
+def _without_folder(text: str) -> str:
+    """A family of one's own, FOLDER/FILE.py:NAME, as FILE.py:NAME; anything else as it is."""
+    file, colon, name = text.rpartition(":")
+    return text if not file.endswith(".py") else file.rpartition("/")[2] + colon + name
+
+
+def _without_folders(options: dict[str, float | int | str | bool]) -> dict[str, float | int | str | bool]:
+    """A generator's options, of which some may name families."""
+    return {_without_folder(name): _without_folder(value) if isinstance(value, str) else value for name, value in options.items()}
