@@ -34,7 +34,7 @@ class Fractals:
     """The fewest maps in a system; drawn evenly for each image up to `maps_max`."""
     maps_max: int = 6
     """The most maps."""
-    density: float = 1.5
+    density: float = 1.25
     """Points drawn for each pixel of the image, rounded up to a square number in all."""
     fill_min: float = 0.8
     """The smallest width and height of the figure, as fractions of the image side; drawn evenly up to 1, the place at random."""
