@@ -3,8 +3,8 @@
 A figure is built as in the motor programs of Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
 program induction" (Science 350, 2015): a few strokes, each a chain of short curves, and each after the first begun apart from the earlier
 ones or attached to the start, the end or some place along one of them. There the parts are splines whose distributions were fitted to
-drawings of 30 alphabets. Here they are cubic Bezier curves whose turns, lengths and joints follow plain distributions that no drawing was
-looked at for, since programmatic images must cost no privacy; these, the loops and the pen are ours.
+drawings of 30 alphabets. Here they are cubic Bezier curves whose turns, lengths and joints follow plain distributions, chosen by hand and
+fitted to nothing, since programmatic images must cost no privacy; these, the loops and the pen are ours.
 
 How it is fast: the paths of all images are computed at once, the pen is set down on them at equal distances, and only the pixels around
 each position are compared with it.
@@ -22,6 +22,7 @@ from synthetic_generators.streams import Streams
 _STEPS = 12  # straight pieces of a curve
 _BLOCK = 256  # images computed together: enough to amortise NumPy's calls, few enough for memory
 _SCALLOP = 0.2  # how much shallower, in pixels, the ink may be between two positions of the pen than at them
+_CONTRAST = 0.2  # between random colours, as a fraction of the range
 _WINDOW_PIXELS = 20_000  # pixels around positions of the pen that are computed together: few enough to stay in cache
 
 
@@ -31,7 +32,7 @@ class Strokes:
     """Figures like digits, letters and signs: strokes of a round pen on an even ground, each a chain of Bezier curves.
 
     How strokes are made of curves and hung on one another follows Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through
-    probabilistic program induction" (Science, 2015); the distributions, which no drawing was looked at for, are this project's.
+    probabilistic program induction" (Science, 2015); the distributions, chosen by hand and fitted to nothing, are this project's.
     """
 
     channels: int
@@ -65,7 +66,8 @@ class Strokes:
     edge: float = 1.0
     """How many pixels an edge takes from ink to ground: 1 is the partial coverage of scaled-down pictures, more is blurred."""
     polarity: Literal["bright", "dark", "mixed", "random"] = "bright"
-    """bright: light ink on black; dark: black ink on a light ground; mixed: either, half each; random: even random colours."""
+    """bright: light ink on black; dark: black ink on a light ground; mixed: either, half each; random: even random colours, in
+    every channel a fifth of the range apart at least."""
     level_min: float = 0.75
     """The darkest of the light levels, as a fraction of white; uniform from here to white, one an image, the same in all channels."""
     random_levels: float = 0.05
@@ -166,9 +168,9 @@ class Strokes:
         light = streams.uniform("level", (1, 1, 1), 255 * self.level_min, 255)
         is_bright = streams.uniform("polarity", (1, 1, 1)) < {"dark": 0.0, "mixed": 0.5}.get(self.polarity, 1.0)
         is_random = streams.uniform("random levels", (1, 1, 1)) < (1 if self.polarity == "random" else self.random_levels)
-        colours = streams.uniform("colours", (2, self.channels, 1, 1), 0, 255)
-        ink = np.where(is_random, colours[:, 0], light * is_bright)
-        return ink, np.where(is_random, colours[:, 1], light * ~is_bright)
+        colour = streams.uniform("colour", (self.channels, 1, 1), 0, 255)
+        other = (colour + streams.uniform("contrast", (self.channels, 1, 1), 255 * _CONTRAST, 255 * (1 - _CONTRAST))) % 255
+        return np.where(is_random, other, light * is_bright), np.where(is_random, colour, light * ~is_bright)
 
 
 def bezier_chain(heading: np.ndarray, turn: np.ndarray, length: np.ndarray, handles: np.ndarray) -> np.ndarray:

@@ -139,6 +139,32 @@ def test_closed_strokes_enclose_ground_and_straight_ones_do_not() -> None:
     assert np.all(grounds(closed=0, straight=1) == 1)
 
 
+def test_parts_of_a_figure_join_and_bend_as_asked() -> None:
+    options: dict[str, Any] = {"image_size": 64, "pen_max": 0.07, "random_levels": 0, "pressure": 0}
+    pieces = {n: [ndimage.label(image > 100)[1] for image in draw("strokes", 150, strokes=n, **options)[:, 0]] for n in (1, 3)}
+    assert max(pieces[1]) == 1
+    assert 1 < max(pieces[3]) <= 3
+
+    def flatness(**bends: float) -> np.ndarray:
+        """The smaller over the larger standard deviation of the ink along its principal axes; near 0 for a straight line."""
+        images = draw("strokes", 100, strokes=1, closed=0, width_min=1, **options, **bends)[:, 0]
+        moments = [np.linalg.eigvalsh(np.cov(np.argwhere(image > 100).T)) for image in images]
+        return np.array([np.sqrt(low / high) for low, high in moments])
+
+    assert flatness(turn=0, corners=0).max() < 0.15
+    assert np.mean(flatness(turn=0, corners=1) > 0.15) > 0.4
+    assert np.mean(flatness(turn=240, straight=0, corners=0) > 0.15) > 0.7
+    bare = draw("strokes", 20, strokes=1, closed=0, **options, turn=0)
+    assert np.array_equal(bare, draw("strokes", 20, strokes=1, closed=0, **options, straight=1))
+    narrow, wide = (np.mean([np.ptp(np.nonzero(i > 100)[1]) for i in draw("strokes", 200, width_min=w, **options)[:, 0]]) for w in (0.3, 1))
+    assert narrow < 0.9 * wide
+
+
+def test_edges_are_as_soft_as_asked() -> None:
+    between = [np.mean((image > 20) & (image < 170)) for image in (draw("strokes", 100, edge=e, random_levels=0) for e in (0.2, 1, 3))]
+    assert 1.5 * between[0] < between[1] < between[2] / 1.5
+
+
 def test_figures_have_the_asked_size_and_place() -> None:
     def boxes(shift: float) -> tuple[np.ndarray, np.ndarray]:
         images = draw("strokes", 300, image_size=40, size_min=0.5, size_max=0.5, shift=shift, random_levels=0, level_min=1, pressure=0)[:, 0]
@@ -166,7 +192,9 @@ def test_levels_are_what_the_polarity_says() -> None:
     ground, low, high = ends("dark")
     assert np.all(low == 0) and np.all(ground >= 191) and np.all(ground == high)
     assert np.mean(ends("mixed")[0] == 0) == pytest.approx(0.5, abs=0.12)
-    assert ends("random")[0].mean() == pytest.approx(127.5, abs=15)
+    ground, low, high = (levels.astype(int) for levels in ends("random"))
+    assert ground.mean() == pytest.approx(127.5, abs=15)
+    assert np.all(np.maximum(high - ground, ground - low) >= 50)
     share = np.mean(draw("strokes", 1000, random_levels=0.3)[:, 0, 0, 0] > 0)
     assert share == pytest.approx(0.3, abs=0.05)
 
