@@ -165,7 +165,7 @@ def test_the_runs_whose_stages_are_swapped_go_together():
 
 def test_thresholds_are_those_that_the_experiment_is_about():
     chosen = {cell.values["cell"]: cell.config.stages for cell in build_cells([], [], [], CONFIGS / "experiments" / "thresholds.yaml")}
-    assert [c.tau1 for c in chosen.values() if c.variant == "cleaning"] == list(range(-4, 3))
+    assert [c.tau1 for c in chosen.values() if c.variant == "cleaning"] == list(range(-3, 3))
     assert [c.tau2 for c in chosen.values() if c.variant == "coarse"] == list(range(5))
     assert {(c.tau1, c.tau2) for c in chosen.values() if c.variant in ("coarse_cleaning", "finetune")} == {(-3, 2)}
     for name, config in chosen.items():
@@ -190,4 +190,4 @@ def test_each_degraded_cell_spoils_what_its_name_says():
         if "distinct" in options:
             assert name == f"{options['distinct']} different"
         elif options:
-            assert name == f"{options['artefact']}, {'all of it' if options['strength'] == 1 else 'half'}"
+            assert (name, options["strength"]) == (options["artefact"], 1)
