@@ -9,7 +9,7 @@ from dpsyngen.config.checks import require, require_density
 from dpsyngen.config.phases import SigmaDraw
 from dpsyngen.errors import InputError
 
-Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "nonprivate", "custom"]
+Variant = Literal["dpdm", "coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "finetune_context", "nonprivate", "custom"]
 Source = Literal["synthetic", "private", "nonprivate"]
 
 
@@ -97,7 +97,7 @@ class StagesConfig:
         require(self.tau2 < inf, "stages.tau2", "a finite number", self.tau2)
         self._check_custom()
         if self.holder == "routed":
-            refines = self.variant in ("finetune", "finetune_all")
+            refines = self.variant.startswith("finetune")
             require(not refines, "stages.holder", f"shared, since stages.variant {self.variant} refines one network", self.holder)
             _expect_tiling(self.custom)
         require(0 <= self.replay < inf, "stages.replay", "a finite number >= 0", self.replay)
@@ -123,20 +123,22 @@ class StagesConfig:
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages of the variant (Choi et al., arXiv 2412.09842, section 4: cleaning | tau1 | context | tau2 | coarse), or the custom ones.
 
-        Neighbouring stages with the same source are one. `finetune` and `finetune_all` refine with private images what programmatic images
+        Neighbouring stages with the same source are one. The `finetune` variants refine with private images what programmatic images
         taught, so their ranges overlap; all other variants tile the line of ln sigma, and custom ones do where they are routed.
         """
         low, high = self.tau1, self.tau2
         cleaning, coarse = StageConfig("cleaning", "synthetic", None, low), StageConfig("coarse", "synthetic", high, None)
-        everything = StageConfig("all", "private")
+        context = StageConfig("context", "private", low, high)
+        pretraining, everything = StageConfig("pretraining", "synthetic"), StageConfig("all", "private")
         return {
             "dpdm": (everything,),
             "nonprivate": (StageConfig("all", "nonprivate"),),
             "coarse": (coarse, StageConfig("context", "private", None, high)),
             "cleaning": (cleaning, StageConfig("context", "private", low, None)),
-            "coarse_cleaning": (cleaning, coarse, StageConfig("context", "private", low, high)),
+            "coarse_cleaning": (cleaning, coarse, context),
             "finetune": (coarse, everything),
-            "finetune_all": (StageConfig("pretraining", "synthetic"), everything),
+            "finetune_all": (pretraining, everything),
+            "finetune_context": (pretraining, context),
             "custom": self.custom,
         }[self.variant]
 
