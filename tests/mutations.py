@@ -506,6 +506,12 @@ MUTATIONS = (
         _ledger("other_code_is_charged"),
     ),
     Mutation(
+        "generators left out of the fingerprint", 9, JOURNAL,
+        '.rglob("*.py")), *code_files()):',
+        '.rglob("*.py")),):',
+        ("test_registry.py::test_the_code_of_a_family_is_part_of_the_fingerprint",),
+    ),
+    Mutation(
         "process count left out of the fingerprint", 9, JOURNAL,
         "kind, str(processes)]",
         "kind]",

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from running import ENVIRONMENT, TINY, call, launch, train_main
 
 import synthetic_generators
 from dpsyngen.config import RunConfig, StageConfig, StagesConfig, SyntheticConfig
 from dpsyngen.errors import InputError
+from dpsyngen.privacy.journal import fingerprint
 from synthetic_generators import Streams, available, code_files, describe, make_generator, register, registry
 
 # The example of the package's docstring, so that it is known to work.
@@ -140,6 +142,15 @@ def test_training_takes_a_family_of_ones_own(own_file: Path) -> None:
     assert f"{own_file}:checkerboard" in done.stdout
     with pytest.raises(InputError, match=r"synthetic.options: unknown option 'sqares' of .*my_family.py:checkerboard: did you mean 'squares'"):
         call(train_main, "--config", TINY, "--dry-run", family, "--synthetic.options.sqares=2")
+
+
+def test_the_code_of_a_family_is_part_of_the_fingerprint(own_file: Path) -> None:
+    """Programmatic images may be replayed in private steps, so other code of theirs makes another computation."""
+    assert Path(registry.__file__).resolve() in code_files()
+    make_generator(f"{own_file}:checkerboard", 1, 28)
+    before = fingerprint("", "", torch.device("cpu"), 1)
+    own_file.write_text(OWN_FAMILY + "# one more comment")
+    assert fingerprint("", "", torch.device("cpu"), 1) != before
 
 
 def test_the_folder_of_a_family_of_ones_own_is_not_released() -> None:
