@@ -1,11 +1,12 @@
 """Degraded: another family's images, spoilt on purpose, to find out what the quality of programmatic images is worth."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from synthetic_generators.registry import Nested, make_generator, register, require
+from synthetic_generators.registry import Generator, Nested, make_generator, register, require
 from synthetic_generators.streams import Streams
 
 _PERIOD = 4  # pixels between the lines of a grid, and the side of a block
@@ -37,8 +38,11 @@ class Degraded:
         require(self.distinct >= 0, "distinct", "an integer >= 0", self.distinct)
         require(0 <= self.strength <= 1, "strength", "a number in [0, 1]", self.strength)
         require(set(self.families) <= {self.family}, "family", f"the one whose options are given, {', '.join(self.families)}", self.family)
-        original = make_generator(self.family, self.channels, self.image_size, **self.families.get(self.family, {}))
-        object.__setattr__(self, "_original", original)
+        self._original  # noqa: B018 - refuses what it can't be made of
+
+    @cached_property
+    def _original(self) -> Generator:
+        return make_generator(self.family, self.channels, self.image_size, **self.families.get(self.family, {}))
 
     def generate(self, streams: Streams) -> np.ndarray:
         """uint8 [n, C, H, W]."""
@@ -49,7 +53,7 @@ class Degraded:
         return images[which]
 
     def _spoilt(self, streams: Streams) -> np.ndarray:
-        images: np.ndarray = self._original.generate(streams.child("image"))  # type: ignore[attr-defined]
+        images = self._original.generate(streams.child("image"))
         if self.artefact == "none":
             return images
         if self.artefact == "salt":

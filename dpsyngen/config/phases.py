@@ -64,9 +64,9 @@ class SyntheticConfig(PhaseConfig):
     """The synthetic phase: ordinary training on programmatic images, at no privacy cost."""
 
     family: str = "dead_leaves"
-    """A generator's name; see synthetic_generators/."""
+    """A family of programmatic images, see python -m synthetic_generators; or one of your own, path/to/file.py:name."""
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
-    """The generator's own settings."""
+    """The family's own settings; those of a mixture's families by family, {dead_leaves: {weight: 2}} or {dead_leaves.weight: 2}."""
 
     def __post_init__(self) -> None:
         self._check("synthetic")
