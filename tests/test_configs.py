@@ -106,7 +106,7 @@ def test_dpdm_has_the_published_numbers(dataset):
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("variant", ["coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all"])
+@pytest.mark.parametrize("variant", ["coarse", "cleaning", "coarse_cleaning", "finetune", "finetune_all", "finetune_context"])
 def test_dp_syngen_has_the_published_numbers(dataset, variant):
     config, dpdm = load(CONFIGS / dataset / f"{variant}.yaml"), load(CONFIGS / dataset / "dpdm.yaml")
     assert (config.stages.tau1, config.stages.tau2, config.hints.kind) == (-3, 2, "none")

@@ -40,6 +40,7 @@ CASES = {
     "cleaning": ["--data.num_classes=0", "--stages.holder=routed"],
     "coarse_cleaning": ["--network.parameterisation=v", "--stages.holder=routed"],
     "finetune": ["--synthetic.family=salt_and_pepper", "--network.backbone=unet"],
+    "finetune_context": ["--stages.replay=0.5", "--private.sigma_draw=uniform"],
     "finetune_all": ["--data.expected_size=null", "--network.label_dropout=0", "--compute.precision=bf16"],
     "dp_syngen": ["--data.channels=3", "--data.num_classes=0", "--network.parameterisation=v"],
     "nonprivate": ["--hints.kind=class_means"],
