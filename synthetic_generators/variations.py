@@ -4,7 +4,7 @@ Another family draws a figure, and each of its `copies` is bent, turned, sheared
 deformations are those that augment handwriting (Simard, Steinkraus and Platt, "Best practices for convolutional neural networks applied
 to visual document analysis", ICDAR 2003): an affine map and a smooth random field of displacements. To make classes of programmatic
 images with them is ours. The mean of a figure's other copies is to a copy what its class mean is to a private image, so a denoiser can
-learn from it how the members of a class differ from their mean (`hints.synthetic_kind: class_mean`).
+learn from it how the members of a class differ from their mean (`hints.synthetic_from: class`).
 """
 
 from dataclasses import dataclass, field

@@ -54,7 +54,7 @@ def test_every_run_loads_and_is_what_its_name_says(path, tmp_path):
     config = load(path)
     assert config.name == f"{path.parent.name}_{path.stem}"
     assert config.data.source == path.parent.name
-    assert config.stages.variant == ("finetune_all" if path.stem == "dp_syngen" else path.stem)
+    assert config.stages.variant == ("finetune_context" if path.stem == "dp_syngen" else path.stem)
     make_generator(config.synthetic.family, config.data.channels, config.data.image_size, **config.synthetic.options)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert read_config([tmp_path / "config.yaml"]) == config
@@ -76,7 +76,7 @@ def test_every_overlay_fits_every_run(path, overlay):
 def test_examples_of_stages_fit_every_run(example, tmp_path):
     for path in WHOLE:
         config = load(path, example)
-        assert config.stages == load(example).stages
+        assert config.stages.stages == load(example).stages.stages
         for stage in stages(config):
             if stage.source == "synthetic":
                 make_generator(stage.family, config.data.channels, config.data.image_size, **stage.options)
