@@ -116,7 +116,7 @@ class _Work:
 
 
 def _load(path: Path, config: RunConfig, compute: Compute) -> RoutedDenoiser:
-    return load_trained(path, config, compute.device)  # type: ignore[return-value] - routed, as expect_alike has seen
+    return load_trained(path, config, compute.device)  # type: ignore[return-value]  # expect_alike has seen that it is
 
 
 def _record(
