@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m dpsyngen.summary $(RUN)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-mutations: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutate.py --only '$(ONLY)'
