@@ -127,7 +127,7 @@ def _programmatic(config: RunConfig) -> str:
         return ""
     config = config.without_secrets  # a family of one's own lies in a file
     families = {stage.family or config.synthetic.family: None for stage in config.stages.stages if stage.source == "synthetic"}
-    replayed = ", and with them more programmatic images" if config.stages.replay > 0 else ""
+    replayed = ", and with them more programmatic images" if config.stages.replays else ""
     return f"\n\nBefore them came programmatic images ({', '.join(families)}){replayed}, at no cost in privacy."
 
 

@@ -81,7 +81,7 @@ def private_phase(
             for network, group in zip(networks, groups, strict=True)
         )
         step = in_turn[0] if len(in_turn) == 1 else PrivateStepsInTurn(in_turn, tuple(stage.weight for stage in taught))
-    if config.stages.replay > 0:
+    if config.stages.replays:
         step = ReplayStep(step, replayed(config, networks[0], compute), networks[0], config.stages.replay, config.privacy.clipping_norm)
     return Phase("private", config.private, steps, step, nn.ModuleList(networks))
 

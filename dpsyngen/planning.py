@@ -60,7 +60,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     rate_private = _rows_per_second(config, network, all_stages[-1], per_example=True) if privacy else rate_synthetic
     seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
     seconds += private * config.private.batch_size * config.private.noise_multiplicity / rate_private
-    if config.stages.replay > 0:
+    if config.stages.replays:
         seconds += private * replay_batch_size(config) * config.synthetic.noise_multiplicity / rate_synthetic
     return RunPlan(
         privacy=privacy,
@@ -186,7 +186,7 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
     if plan.private_steps:
         private = config.private
         rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))
-    if plan.private_steps and config.stages.replay > 0:
+    if plan.private_steps and config.stages.replays:
         rows.append(("replay", f"{replay_batch_size(config)} programmatic images a private step, weight {config.stages.replay:g}"))
     if plan.privacy is not None:
         privacy = plan.privacy

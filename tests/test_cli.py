@@ -228,7 +228,6 @@ def test_flags_pass_through_a_script_in_any_order():
         ("stages: {custom: [{name: a, source: synthetic, sigma_weights: [[0, 1], [1]]}]}", ["entry 1: sigma_weights", "lists of 2 numbers"]),
         ("stages: {custom: [{name: a, source: synthetic, sigma_weights: [[0, 1], [1, 1]]}]}", ["stage a: sigma_weights", "sigma_draw weights"]),
         ("stages: {custom: [{name: a, source: synthetic, sigma_draw: uniform, p_mean: 1}]}", ["stage a: p_mean", "since sigma_draw is uniform"]),
-        ("stages: {replay: 1, variant: dpdm}", ["stages.replay", "no synthetic stage"]),
         ("stages: {replay: 1, variant: coarse, holder: routed}", ["stages.replay", "since with stages.holder routed"]),
         ("private: {sigma_draw: weights}", ["private.sigma_weights", "at least two pairs", "got ()"]),
         ("synthetic: {sigma_draw: weights, sigma_weights: [[1, 1], [0, 1]]}", ["synthetic.sigma_weights", "ascending"]),

@@ -226,7 +226,6 @@ def test_the_plan_of_a_run_lists_its_stages(tmp_path: Path, capsys: pytest.Captu
     [
         (["--stages.custom=[{name: a, source: private, upper: 0}]"], "--stages.custom: expected stages without gap or overlap, .* a gap from 0 on"),
         (["--stages.custom=[{name: train, source: private}]"], "stages.custom: expected a stage name that torch doesn't use itself, got train"),
-        (["--stages.holder=shared", "--stages.custom=[{name: a, source: private}]", "--stages.replay=1"], "--stages.replay: .* no synthetic stage"),
         (["--stages.replay=1"], "--stages.replay: expected 0, since with stages.holder routed"),
         (["--stages.variant=dpdm"], "stages.custom: expected no stages, since stages.variant is dpdm"),
         (["--stages.custom=[{name: a, source: synthetic, family: nosuch}]"], "stages.custom: stage a: family: unknown generator 'nosuch'"),

@@ -35,7 +35,7 @@ def test_table_answers_what_noise_a_config_needs() -> None:
         "adding or removing",
         "60,000",
         "0.00426667",
-        "280",
+        "200",
         "calibrated",
         "DP class means",
         "DP-SGD",
@@ -67,7 +67,7 @@ def test_calibrated_noise_costs_what_it_was_calibrated_for(capsys: pytest.Captur
     assert 0.995 <= calibrated["epsilon"] <= 1 < calibrated["renyi_epsilon"]
     assert all(mechanism["epsilon_alone"] < calibrated["epsilon"] for mechanism in calibrated["mechanisms"])
     means, sgd = calibrated["mechanisms"]
-    assert (means["name"], sgd["name"], sgd["steps"], sgd["sampling_rate"]) == ("DP class means", "DP-SGD", 280, 256 / 60000)
+    assert (means["name"], sgd["name"], sgd["steps"], sgd["sampling_rate"]) == ("DP class means", "DP-SGD", 200, 256 / 60000)
     given = priced(capsys, *CONFIG, "--privacy.epsilon=1", "--noise_multiplier", sgd["noise_multiplier"])
     assert given == {name: value for name, value in calibrated.items() if name != "renyi_epsilon"}
 

@@ -65,7 +65,7 @@ def gradients(tmp_path: Path, config: RunConfig, images: ImageDataset, step: int
     plan = PrivacyPlan.calibrate(config, 40) if config.is_private else None
     ledger = Ledger.open(config, plan, run, compute, images.fingerprint, reached=0, has_class_means=False)
     logged = private_phase(config, denoiser, images, plan, ledger, compute).gradient(step)
-    assert set(logged) == ({"replay_loss"} if config.stages.replay else set())
+    assert set(logged) == ({"replay_loss"} if config.stages.replays else set())
     return {name: parameter.grad for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
 
 
@@ -135,6 +135,12 @@ def test_the_public_gradient_depends_on_no_private_image_and_not_on_the_key(tmp_
     assert 0.1 < added[0].norm() <= 1.001
     for other in added[1:]:
         assert (other - added[0]).norm() < 1e-4
+
+
+def test_without_synthetic_stages_there_is_nothing_to_replay(tmp_path: Path) -> None:
+    images = dataset()
+    given = [gradients(tmp_path, dataclasses.replace(config_of(0.0), stages=StagesConfig("dpdm", replay=weight)), images) for weight in (0.0, 1.0)]
+    assert all(torch.equal(given[0][name], given[1][name]) for name in given[0])
 
 
 def test_replay_changes_no_number_of_the_guarantee(tmp_path: Path) -> None:

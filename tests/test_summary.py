@@ -30,7 +30,7 @@ def test_what_is_missing_is_named_with_the_script_that_makes_it(tmp_path):
     config = RunConfig(stages=StagesConfig(variant="nonprivate"))
     (tmp_path / "privacy.json").write_text(json.dumps(privacy_report(None, Spending(0, 0), config, status="unfinished", guaranteed=False)))
     text = summary(tmp_path)
-    for part in ("NOTHING IS GUARANTEED", "nonprivate", "(unfinished)", "evaluate.py", "sample.py"):
+    for part in ("NOTHING IS GUARANTEED", "without any protection", "(unfinished)", "evaluate.py", "sample.py"):
         assert part in text
     (tmp_path / "evaluation.json").write_text("[")
     with pytest.raises(InputError, match=r"evaluation\.json: expected a JSON file"):

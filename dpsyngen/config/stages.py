@@ -106,8 +106,11 @@ class StagesConfig:
         if self.replay > 0:
             require(self.holder == "shared", "stages.replay", "0, since with stages.holder routed private steps leave the synthetic stages alone",
                     self.replay)
-            replayed = any(stage.source == "synthetic" and stage.replay > 0 for stage in self.stages)
-            require(replayed, "stages.replay", "0, since there is no synthetic stage to replay", self.replay)
+
+    @property
+    def replays(self) -> bool:
+        """Whether private steps replay something: there may be no synthetic stage."""
+        return self.replay > 0 and any(stage.source == "synthetic" and stage.replay > 0 for stage in self.stages)
 
     def _check_custom(self) -> None:
         if self.variant != "custom":
