@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from synthetic_generators.registry import Generator, Nested, make_generator, register, require
+from synthetic_generators.registry import Generator, Nested, make_wrapped, register, require
 from synthetic_generators.streams import Streams
 
 _PERIOD = 4  # pixels between the lines of a grid, and the side of a block
@@ -37,12 +37,11 @@ class Degraded:
     def __post_init__(self) -> None:
         require(self.distinct >= 0, "distinct", "an integer >= 0", self.distinct)
         require(0 <= self.strength <= 1, "strength", "a number in [0, 1]", self.strength)
-        require(set(self.families) <= {self.family}, "family", f"the one whose options are given, {', '.join(self.families)}", self.family)
         self._original  # noqa: B018 - refuses what it can't be made of
 
     @cached_property
     def _original(self) -> Generator:
-        return make_generator(self.family, self.channels, self.image_size, **self.families.get(self.family, {}))
+        return make_wrapped(self.family, self.channels, self.image_size, self.families)
 
     def generate(self, streams: Streams) -> np.ndarray:
         """uint8 [n, C, H, W]."""

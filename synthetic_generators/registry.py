@@ -110,6 +110,15 @@ def make_generator(name: str, channels: int, image_size: int, **options: Any) ->
     return generator
 
 
+def make_wrapped(name: str, channels: int, image_size: int, families: Nested) -> Generator:
+    """The generator `name` for a family that wraps another, whose options are given under that name, and only under that.
+
+    Raises ValueError, in one line, as `make_generator` does.
+    """
+    require(set(families) <= {name}, "family", f"the one whose options are given, {', '.join(families)}", name)
+    return make_generator(name, channels, image_size, **families.get(name, {}))
+
+
 def option_types(family: type) -> dict[str, Any]:
     """The options of a family with their types."""
     types = get_type_hints(family)

@@ -8,10 +8,11 @@ learn from it how the members of a class differ from their mean (`hints.syntheti
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from synthetic_generators.registry import Nested, make_generator, register, require
+from synthetic_generators.registry import Generator, Nested, make_wrapped, register, require
 from synthetic_generators.streams import Streams
 
 _CONTROL = 4  # nodes of the displacement field in each direction
@@ -47,14 +48,16 @@ class Variations:
         for name in ("affine", "slant", "shift", "bend"):
             require(getattr(self, name) >= 0, name, "a number >= 0", getattr(self, name))
         require(0 <= self.thickness <= 1, "thickness", "a number in [0, 1]", self.thickness)
-        require(set(self.families) <= {self.family}, "family", f"the one whose options are given, {', '.join(self.families)}", self.family)
-        figures = make_generator(self.family, self.channels, self.image_size, **self.families.get(self.family, {}))
-        object.__setattr__(self, "_figures", figures)
+        self._figures  # noqa: B018 - refuses what it can't be made of
+
+    @cached_property
+    def _figures(self) -> Generator:
+        return make_wrapped(self.family, self.channels, self.image_size, self.families)
 
     def generate(self, streams: Streams) -> np.ndarray:
         """Draw an image for each stream, uint8 [n, C, H, W]."""
         figure, which = np.unique(streams.indices // self.copies, return_inverse=True)
-        figures = self._figures.generate(streams.child("figures").at(figure))  # type: ignore[attr-defined]
+        figures = self._figures.generate(streams.child("figures").at(figure))
         images = np.empty((len(streams), *figures.shape[1:]), dtype=np.uint8)
         for start in range(0, len(streams), _BLOCK):
             block = slice(start, start + _BLOCK)
