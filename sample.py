@@ -7,7 +7,7 @@ from dpsyngen.compute import Compute
 from dpsyngen.errors import InputError
 from dpsyngen.launcher import settled
 from dpsyngen.samples import describe_origin, make_directory, write_samples
-from dpsyngen.sampling import balanced_labels, generate
+from dpsyngen.sampling import sample_set
 from dpsyngen.saved_model import load_trained
 
 
@@ -34,12 +34,7 @@ def main(argv: list[str]) -> None:
     denoiser = load_trained(options.run, trained, compute.device)
     make_directory(directory)
 
-    labels = balanced_labels(config.sampling.num_images, config.data.num_classes)
-    with compute.autocast():
-        images = generate(
-            denoiser, config.sampling, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
-            rank=compute.rank, processes=compute.processes,
-        )  # fmt: skip
+    images, labels = sample_set(denoiser, config, compute)
     if compute.is_main:
         write_samples(directory, images, labels, describe_origin(config, denoiser))
         print(f"{len(images)} images in {directory}")

@@ -16,7 +16,8 @@ import torch.distributed
 from torch import Tensor
 from tqdm import tqdm
 
-from dpsyngen.config import SamplingConfig
+from dpsyngen.compute import Compute
+from dpsyngen.config import RunConfig, SamplingConfig
 from dpsyngen.data import to_uint8
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import karras_grid
@@ -124,6 +125,20 @@ def _sample_batch(
 
 
 @torch.no_grad()
+def sample_set(denoiser: Denoiser, config: RunConfig, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+    """The sample set that a run's config asks for, as `generate` returns images, and their balanced labels int64 [N].
+
+    In the precision of `compute`, and by all of its processes.
+    """
+    labels = balanced_labels(config.sampling.num_images, config.data.num_classes)
+    with compute.autocast():
+        images = generate(
+            denoiser, config.sampling, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
+            rank=compute.rank, processes=compute.processes,
+        )  # fmt: skip
+    return images, labels
+
+
 def generate(
     denoiser: Denoiser,
     config: SamplingConfig,

@@ -24,7 +24,7 @@ from dpsyngen.files import read_json, write_file, write_json, writing
 from dpsyngen.launcher import settled
 from dpsyngen.run_directory import MAY_CHANGE
 from dpsyngen.samples import describe_origin, model_sha256, read_samples, write_samples
-from dpsyngen.sampling import balanced_labels, generate
+from dpsyngen.sampling import sample_set
 from dpsyngen.saved_model import load_trained
 from dpsyngen.swap import report
 from dpsyngen.swap.compose import Swap, choices, compose, expect_alike, stages_by_noise
@@ -104,12 +104,8 @@ class _Work:
         config, compute = self.config, self.compute
         if (place / "provenance.json").is_file():
             return read_samples(place)
-        denoiser, labels = compose(self.first, self.second, swap), balanced_labels(config.sampling.num_images, config.data.num_classes)
-        with compute.autocast():
-            images = generate(
-                denoiser, config.sampling, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
-                rank=compute.rank, processes=compute.processes,
-            )  # fmt: skip
+        denoiser = compose(self.first, self.second, swap)
+        images, labels = sample_set(denoiser, config, compute)
         if compute.is_main:
             write_samples(place, images, labels, describe_origin(config, denoiser) | {"swapped": list(swap.stages)})
         return images, labels
