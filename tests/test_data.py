@@ -190,12 +190,12 @@ def test_fashion_mnist_is_downloaded_into_the_cache_once(served: tuple[Path, str
 
 def test_a_download_of_other_content_is_refused_and_not_kept(served: tuple[Path, str], tmp_path: Path) -> None:
     folder, url = served
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else", mtime=0))
     refused(lambda: find_files(None, "t10k", system_folder=tmp_path, url=url), "SHA-256", "t10k-images-idx3-ubyte.gz")
     assert not list((tmp_path / "cache").rglob("*.*"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\x1f\x8bnot gzip", gzip.compress(b"cut off" * 99)[:-12]])
+@pytest.mark.parametrize("content", [None, b"", b"\x1f\x8bnot gzip", gzip.compress(b"cut off" * 99, mtime=0)[:-12]])
 def test_a_failed_download_says_where_was_looked_and_what_to_do(served: tuple[Path, str], tmp_path: Path, content: bytes | None) -> None:
     folder, url = served
     if content is not None:
@@ -230,7 +230,7 @@ def test_fashion_mnist_is_read_from_a_given_folder_raw_or_compressed(tmp_path: P
         ("truncated", struct.pack(">4BI", 0, 0, 8, 1, 5) + bytes(4)),
         ("too_long", struct.pack(">4BI", 0, 0, 8, 1, 5) + bytes(6)),
         ("bad.gz", b"no gzip"),
-        ("cut.gz", gzip.compress(bytes(1000))[:-9]),
+        ("cut.gz", gzip.compress(bytes(1000), mtime=0)[:-9]),
         ("cut.xz", lzma.compress(bytes(1000))[:-9]),
     ],
 )
