@@ -23,11 +23,12 @@ from tqdm import tqdm
 from dpsyngen.cli import OneLineParser, read_config, run_script
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
+from dpsyngen.data import SyntheticImages
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.ordinary_step import OrdinaryStep
 from dpsyngen.phases import synthetic_phase
-from synthetic_generators import Streams, available, make_generator
+from synthetic_generators import available
 
 SHAPES = ((1, 28), (3, 32))
 
@@ -86,12 +87,12 @@ def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
 
 
 def generation(name: str, channels: int, image_size: int, batch: int) -> Callable[[], None]:
-    """The next batch of a family with its default options at each call."""
-    generator, made = make_generator(name, channels, image_size), 0
+    """The next batch of a family with its default options at each call, made as the synthetic phase makes it."""
+    images, made = SyntheticImages(name, {}, (channels, image_size, image_size), 0), 0
 
     def generate() -> None:
         nonlocal made
-        generator.generate(Streams(0, range(made, made + batch)))
+        images.batch(range(made, made + batch))
         made += batch
 
     return generate

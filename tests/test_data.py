@@ -498,6 +498,20 @@ def test_a_synthetic_image_is_a_function_of_seed_and_index_alone() -> None:
     assert source(7).batch(range(0)).shape == (0, 1, 28, 28)
 
 
+@pytest.mark.parametrize("family", ["dead_leaves", "variations", "degraded"])
+def test_a_synthetic_image_is_the_same_for_any_number_of_threads(family: str) -> None:
+    source, before, found = SyntheticImages(family, {}, (1, 8, 8), 0), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(source.batch(np.r_[5:45, 7, 100:150]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], source.batch(np.r_[7, 5:45, 100:150])[[*range(1, 41), 0, *range(41, 91)]])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("chunk_size", [3, 8, 64])
 def test_a_synthetic_batch_does_not_depend_on_the_chunk_size(chunk_size: int) -> None:
     config = RunConfig(hints=HintsConfig(kind="none"), synthetic=SyntheticConfig(batch_size=10), compute=ComputeConfig(chunk_size=chunk_size))

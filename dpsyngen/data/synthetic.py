@@ -1,8 +1,11 @@
 """Programmatic images for the synthetic phase: made on the fly, public, and the same for every number of processes."""
 
+import functools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dpsyngen.data.dataset import to_unit_range
@@ -28,8 +31,17 @@ class SyntheticImages:
         self._seed = seed
 
     def batch(self, indices: Sequence[int] | range | np.ndarray) -> Tensor:
-        """The images at these places of the sequence, float32 [n, C, H, W] in [-1, 1]; each a function of the seed and its index alone."""
-        return to_unit_range(self._generator.generate(Streams(self._seed, indices)))
+        """The images at these places of the sequence, float32 [n, C, H, W] in [-1, 1]; each a function of the seed and its index alone.
+
+        As many threads as torch has share the work, since NumPy lets go of the interpreter while it computes.
+        """
+        threads = torch.get_num_threads()
+        parts = _parts(np.asarray(indices), threads, self.copies)
+        images = [self._images(parts[0])] if len(parts) == 1 else list(_pool(threads).map(self._images, parts))
+        return to_unit_range(np.concatenate(images))
+
+    def _images(self, indices: np.ndarray) -> np.ndarray:
+        return self._generator.generate(Streams(self._seed, indices))
 
     @property
     def copies(self) -> int:
@@ -45,3 +57,19 @@ class SyntheticImages:
         versions = self.batch((figures[:, None] * self.copies + np.arange(self.copies)).ravel()).unflatten(0, (len(figures), self.copies))
         others = (versions.sum(dim=1, keepdim=True) - versions) / (self.copies - 1)
         return versions[figure, indices % self.copies], others[figure, indices % self.copies]
+
+
+# Below this a thread costs more than it saves.
+_IMAGES_PER_THREAD = 16
+
+
+def _parts(indices: np.ndarray, threads: int, copies: int) -> list[np.ndarray]:
+    """At least one and at most `threads` parts that follow one another, cut where a figure ends if whole figures follow one another."""
+    size = max(_IMAGES_PER_THREAD, -(-len(indices) // threads))
+    size = -(-size // copies) * copies
+    return [indices[begin : begin + size] for begin in range(0, max(1, len(indices)), size)]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="programmatic images")
