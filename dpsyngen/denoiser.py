@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpsyngen.config import RunConfig, StageConfig
 from dpsyngen.errors import InputError
+from dpsyngen.hints import nearest_prototypes
 from dpsyngen.networks import build_backbone
 
 
@@ -17,31 +19,63 @@ class Denoiser(nn.Module):
     The coefficients are EDM's (Karras et al., arXiv 2206.00364, Table 1) or those of v-prediction (Salimans and Ho,
     arXiv 2202.00512), written for x = x0 + sigma n. The hint is E[x0 | y] as far as it is known, which is the best denoiser
     as sigma grows; the network starts from there.
+
+    A class may have several prototypes as hints. A label is then the number of one of them, class * prototypes + place, so that it tells the
+    class and the hint; `condition` makes such labels of classes for images, `conditions_to_draw` for sampling. The last one is the null label.
     """
 
     class_means: Tensor
+    shares: Tensor
 
     def __init__(
         self,
         backbone: nn.Module,
         image_shape: tuple[int, int, int],
-        num_labels: int,
+        num_classes: int,
         *,
         parameterisation: Literal["edm", "v"],
         sigma_data: float,
         hinted: bool,
+        prototypes: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.parameterisation = parameterisation
         self.sigma_data = sigma_data
         self.hinted = hinted
-        self.null_label = num_labels - 1
-        self.register_buffer("class_means", torch.zeros(num_labels if hinted else 0, *image_shape))
+        self.prototypes = prototypes
+        self.null_label = num_classes * prototypes
+        self.register_buffer("class_means", torch.zeros(self.null_label + 1 if hinted else 0, *image_shape))
+        self.register_buffer("shares", torch.full((self.null_label if hinted else 0,), 1 / prototypes))
 
-    def set_class_means(self, means: Tensor) -> None:
-        """Take over DP class means, float32 [num_classes, C, H, W] in [-1, 1]; the null label's hint is their mean."""
-        self.class_means.copy_(torch.cat([means, means.mean(dim=0, keepdim=True)]))
+    def set_class_means(self, means: Tensor, shares: Tensor | None = None) -> None:
+        """Take over DP class means or prototypes, float32 [num_classes * prototypes, C, H, W] in [-1, 1], and the share of its class that
+        each has, [num_classes * prototypes]; equal ones where None. The null label's hint is their mean over balanced classes.
+        """
+        if shares is not None:
+            self.shares.copy_(shares)
+        mean = (means * self.shares[:, None, None, None]).sum(dim=0, keepdim=True) * (self.prototypes / self.null_label)
+        self.class_means.copy_(torch.cat([means, mean]))
+
+    def condition(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The labels int64 [N] of images float32 [N, C, H, W] of these classes, int64 [N]: the nearest of each one's prototypes."""
+        if self.prototypes == 1:
+            return labels
+        return nearest_prototypes(images, labels, self.class_means[:-1].to(images.device), self.prototypes)
+
+    def conditions_to_draw(self, classes: np.ndarray) -> np.ndarray:
+        """Labels int64 [N] for drawing images of these classes, int64 [N] in [0, num_classes], the last for no class.
+
+        The images of a class get its prototypes in proportion to their shares. Which one image i gets depends on i and its class alone:
+        multiples of the golden ratio modulo 1 fill [0, 1) evenly, whichever range of them is taken.
+        """
+        if self.prototypes == 1:
+            return classes
+        num_classes = self.null_label // self.prototypes
+        uniform = np.arange(len(classes)) // num_classes * ((5**0.5 - 1) / 2) % 1
+        reached = self.shares.unflatten(0, (num_classes, self.prototypes)).cumsum(dim=1).cpu().numpy()
+        place = (reached[np.minimum(classes, num_classes - 1), :-1] <= uniform[:, None]).sum(axis=1)
+        return np.where(classes == num_classes, self.null_label, classes * self.prototypes + place)
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in for float32 sigma of any shape."""
@@ -60,7 +94,7 @@ class Denoiser(nn.Module):
             return c_skip * x + c_out * self.backbone(c_in * x, c_noise, labels).float()
         m = self.class_means[labels] if hint is None else hint
         inputs = torch.cat([c_in * (x - m), m], dim=1)
-        return m + c_skip * (x - m) + c_out * self.backbone(inputs, c_noise, labels).float()
+        return m + c_skip * (x - m) + c_out * self.backbone(inputs, c_noise, labels // self.prototypes).float()
 
 
 class RoutedDenoiser(nn.Module):
@@ -78,15 +112,20 @@ class RoutedDenoiser(nn.Module):
         self.experts = nn.ModuleDict({stage.name: denoiser for stage, denoiser in zip(stages, denoisers, strict=True)})
         self.null_label = denoisers[0].null_label
         self.hinted = denoisers[0].hinted
+        self.prototypes = denoisers[0].prototypes
 
     def expert(self, name: str) -> Denoiser:
         """The denoiser of the stage of that name."""
         return self.experts[name]  # type: ignore[return-value]
 
-    def set_class_means(self, means: Tensor) -> None:
-        """Give the DP class means, float32 [num_classes, C, H, W], to every expert."""
+    def set_class_means(self, means: Tensor, shares: Tensor | None = None) -> None:
+        """As `Denoiser.set_class_means`, for every expert."""
         for stage in self.stages:
-            self.expert(stage.name).set_class_means(means)
+            self.expert(stage.name).set_class_means(means, shares)
+
+    def conditions_to_draw(self, classes: np.ndarray) -> np.ndarray:
+        """As `Denoiser.conditions_to_draw`."""
+        return self.expert(self.stages[0].name).conditions_to_draw(classes)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """As `Denoiser.forward`."""
@@ -111,16 +150,17 @@ def build_denoiser(config: RunConfig) -> Denoiser | RoutedDenoiser:
 
 def _build_single(config: RunConfig) -> Denoiser:
     channels, hinted = config.data.channels, config.hints.kind != "none"
-    num_labels = max(1, config.data.num_classes) + 1
+    num_classes = max(1, config.data.num_classes)
     backbone = build_backbone(
         config.network,
         in_channels=channels * (2 if hinted else 1),
         out_channels=channels,
         image_size=config.data.image_size,
-        num_labels=num_labels,
+        num_labels=num_classes + 1,
     )
     network = config.network
     return Denoiser(
-        backbone, config.data.image_shape, num_labels,
+        backbone, config.data.image_shape, num_classes,
         parameterisation=network.parameterisation, sigma_data=network.sigma_data, hinted=hinted,
+        prototypes=config.hints.prototypes if hinted else 1,
     )  # fmt: skip

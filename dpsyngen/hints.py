@@ -1,4 +1,4 @@
-"""Hints for programmatic images: what a class mean is to a private image, a blurred and faded copy is to a synthetic one."""
+"""Hints: which prototype of its class an image has, and for programmatic images a blurred and faded copy of themselves."""
 
 import numpy as np
 import torch
@@ -25,3 +25,12 @@ def _gaussian_matrices(deviations: np.ndarray, size: int) -> Tensor:
     distance = np.arange(size)[:, None] - np.arange(size)[None, :]
     kernel = np.exp(-0.5 * (distance / np.maximum(deviations, 1e-3)[:, None, None]) ** 2)
     return torch.from_numpy((kernel / kernel.sum(axis=2, keepdims=True)).astype(np.float32))
+
+
+def nearest_prototypes(images: Tensor, labels: Tensor, prototypes: Tensor, per_class: int) -> Tensor:
+    """For each image the nearest prototype of its class, as its row in `prototypes`, int64 [N].
+
+    images float32 [N, C, H, W]; labels int64 [N]; prototypes float32 [classes * per_class, C, H, W], those of a class following one another.
+    """
+    own = prototypes.unflatten(0, (-1, per_class))[labels]
+    return labels * per_class + (images[:, None] - own).square().flatten(start_dim=2).sum(dim=2).argmin(dim=1)

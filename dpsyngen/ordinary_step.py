@@ -45,16 +45,18 @@ def synthetic_batches(config: RunConfig, stage: Stage) -> Batches:
         else:
             images, means = source.with_class_means(places)
             hints = synthetic_hints(means, config.hints, rng)
-        return images, torch.from_numpy(rng.integers(max(1, config.data.num_classes), size=len(places))), hints
+        classes = rng.integers(max(1, config.data.num_classes), size=len(places))
+        return images, torch.from_numpy(classes * (1 if hints is None else config.hints.prototypes)), hints
 
     return batch
 
 
-def nonprivate_batches(dataset: Dataset) -> Batches:
+def nonprivate_batches(dataset: Dataset, denoiser: Denoiser) -> Batches:
     """Private images drawn uniformly with replacement, unprotected: the ceiling that private training is compared with."""
 
     def batch(places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, None]:
-        return *dataset.batch(rng.integers(len(dataset), size=len(places))), None
+        images, labels = dataset.batch(rng.integers(len(dataset), size=len(places)))
+        return images, denoiser.condition(images, labels), None
 
     return batch
 

@@ -70,7 +70,8 @@ def private_phase(
         return Phase("private", config.private, 0, lambda step: {}, denoiser)
     step: Callable[[int], dict[str, float]]
     if plan is None:
-        lessons = tuple(Lesson(stage, expert(denoiser, stage.name), nonprivate_batches(dataset)) for stage in taught)
+        learners = [expert(denoiser, stage.name) for stage in taught]
+        lessons = tuple(Lesson(stage, learner, nonprivate_batches(dataset, learner)) for stage, learner in zip(taught, learners, strict=True))
         step = OrdinaryStep(lessons, config.private.batch_size, config.private, config, compute, public=False)
         steps, networks = config.private_steps(config.data.expected_size or len(dataset)), step.networks()
     else:

@@ -45,13 +45,14 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         tau2: float,
         holder: Literal["shared", "routed"],
         custom: Sequence[dict[str, Any]] = (),
+        prototypes: int = 1,
     ) -> None:
         super().__init__()
         config = RunConfig(
             data=DataConfig(image_size=image_size, channels=channels, num_classes=num_classes),
             network=NetworkConfig(backbone, width, depth, parameterisation, sigma_data, label_dropout),
             stages=StagesConfig(variant, tau1, tau2, holder, tuple(StageConfig(**stage) for stage in custom)),
-            hints=HintsConfig(hints),
+            hints=HintsConfig(hints, prototypes),
         )
         with torch.random.fork_rng(devices=[]):  # the caller's generator is not the initialisation's business
             self.denoiser = build_denoiser(config)
@@ -62,12 +63,16 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         data, stages = config.data, config.stages
         return cls(
             image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, hints=config.hints.kind,
+            prototypes=config.hints.prototypes,
             **asdict(config.network), variant=stages.variant, tau1=stages.tau1, tau2=stages.tau2, holder=stages.holder,
             custom=[{"name": stage.name, "source": stage.source, "lower": stage.lower, "upper": stage.upper} for stage in stages.custom],
         )  # fmt: skip
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Estimate x0: x float32 [N, C, H, W], sigma float32 [N] > 0, labels int64 [N] -> float32 [N, C, H, W]."""
+        """Estimate x0: x float32 [N, C, H, W], sigma float32 [N] > 0, labels int64 [N] -> float32 [N, C, H, W].
+
+        Where a class has several prototypes, labels are those of `dpsyngen.denoiser.Denoiser`.
+        """
         x0: Tensor = self.denoiser(x, sigma, labels)
         return x0
 
@@ -130,10 +135,11 @@ class DPSynGenPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "uint8"):
             raise InputError(f"output_type: expected pil, np or uint8, got {output_type!r}")
         labels, seed = _labels(class_labels, num_images, network.num_classes), _seed(seed, generator)
-        shape = (network.channels, network.image_size, network.image_size)
+        shape, inner = (network.channels, network.image_size, network.image_size), self.denoiser.denoiser
         quiet = getattr(self, "_progress_bar_config", {}).get("disable", False)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            images = generate(self.denoiser, settings, labels, seed, shape, network.num_classes, self.device, progress=not quiet)
+            conditions, num_labels = inner.conditions_to_draw(labels), inner.null_label if network.num_classes else 0
+            images = generate(self.denoiser, settings, conditions, seed, shape, num_labels, self.device, progress=not quiet)
         shown = _as_output(images, output_type)
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
 

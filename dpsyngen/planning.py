@@ -95,11 +95,11 @@ def _warnings(config: RunConfig, plan: PrivacyPlan | None, size: int, private_st
             f"on a batch of {plan.batch_size} drowns the gradient; take a larger private.batch_size, fewer steps or a smaller network"
         )
     if plan is not None and plan.class_means is not None:
-        per_class = size / max(1, config.data.num_classes)
+        per_class = size / max(1, config.data.num_classes) / plan.class_means.prototypes
         if plan.class_means.noise_multiplier / plan.class_means.count_weight > per_class / 4:
             found.append(
-                f"hints: with about {per_class:.0f} images per class the DP class means are mostly noise; "
-                "raise hints.share or set hints.kind to none"
+                f"hints: with about {per_class:.0f} images per class{' and prototype' * (plan.class_means.prototypes > 1)} "
+                "the DP class means are mostly noise; raise hints.share or set hints.kind to none"
             )
     return found
 
@@ -192,7 +192,9 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
         privacy = plan.privacy
         rows.append(("privacy", f"epsilon = {plan.epsilon:.4g} (target {privacy.target_epsilon:g}) at delta = {privacy.delta:g}, per image"))
         if privacy.class_means is not None:
-            rows.append(("noise of the class means", f"{privacy.class_means.noise_multiplier:.4g} times the sensitivity, once"))
+            means = privacy.class_means
+            often = "once" if means.rounds == 1 else f"in each of {means.rounds} rounds, for {means.prototypes} prototypes per class"
+            rows.append(("noise of the class means", f"{means.noise_multiplier:.4g} times the sensitivity, {often}"))
         if privacy.steps:
             rows.append(("noise of DP-SGD", f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}, q = {privacy.sampling_rate:.4g}"))
     rows.append(("parameters", f"{plan.parameters:,}"))

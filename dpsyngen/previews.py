@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from dpsyngen.config import RunConfig
+from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, writing
 from dpsyngen.progress import Progress
@@ -18,7 +18,7 @@ from dpsyngen.sampling import generate
 CLASSES, IMAGES_PER_CLASS, MOST_STEPS = 10, 8, 18
 
 
-def write_preview(progress: Progress, averaged: nn.Module, config: RunConfig) -> None:
+def write_preview(progress: Progress, averaged: Denoiser | RoutedDenoiser, config: RunConfig) -> None:
     """Draw previews/PHASE-STEP.png: a row of eight images for each of the first ten classes, or 50 images without classes.
 
     As cheap as it gets: DDIM with at most 18 steps, whatever `config.sampling` says, and shared by the processes, all of which
@@ -32,8 +32,8 @@ def write_preview(progress: Progress, averaged: nn.Module, config: RunConfig) ->
     try:
         with compute.autocast():
             images = generate(
-                averaged, quick, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
-                progress=False, rank=compute.rank, processes=compute.processes,
+                averaged, quick, averaged.conditions_to_draw(labels), config.seed, config.data.image_shape,
+                averaged.null_label if config.data.num_classes else 0, compute.device, progress=False, rank=compute.rank, processes=compute.processes,
             )  # fmt: skip
     except InputError as error:
         if compute.is_main:

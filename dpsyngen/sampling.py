@@ -19,6 +19,8 @@ from tqdm import tqdm
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig, SamplingConfig
 from dpsyngen.data import to_uint8
+from dpsyngen.denoiser import Denoiser as ConditionalDenoiser
+from dpsyngen.denoiser import RoutedDenoiser
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import karras_grid
 
@@ -125,7 +127,7 @@ def _sample_batch(
 
 
 @torch.no_grad()
-def sample_set(denoiser: Denoiser, config: RunConfig, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+def sample_set(denoiser: ConditionalDenoiser | RoutedDenoiser, config: RunConfig, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
     """The sample set that a run's config asks for, as `generate` returns images, and their balanced labels int64 [N].
 
     In the precision of `compute`, and by all of its processes.
@@ -133,8 +135,8 @@ def sample_set(denoiser: Denoiser, config: RunConfig, compute: Compute) -> tuple
     labels = balanced_labels(config.sampling.num_images, config.data.num_classes)
     with compute.autocast():
         images = generate(
-            denoiser, config.sampling, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
-            rank=compute.rank, processes=compute.processes,
+            denoiser, config.sampling, denoiser.conditions_to_draw(labels), config.seed, config.data.image_shape,
+            denoiser.null_label if config.data.num_classes else 0, compute.device, rank=compute.rank, processes=compute.processes,
         )  # fmt: skip
     return images, labels
 
@@ -145,7 +147,7 @@ def generate(
     labels: np.ndarray,
     seed: int,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    num_labels: int,
     device: torch.device,
     progress: bool = True,
     rank: int = 0,
@@ -156,12 +158,12 @@ def generate(
     Batches are the same on any number of processes, so images are too, to the bit on processes with equal devices and threads.
 
     Args:
-        denoiser: See `Denoiser`; label `num_classes` is its null class.
+        denoiser: See `Denoiser`; label `num_labels` is its null label.
         config: Sampler, grid, guidance and batch size; its num_images is not looked at.
-        labels: int64 [N] in [0, num_classes], e.g. from `balanced_labels`.
+        labels: int64 [N] in [0, num_labels], e.g. from `balanced_labels`, by `conditions_to_draw` where a class has several prototypes.
         seed: The public seed, >= 0.
         image_shape: (C, H, W).
-        num_classes: 0 for a model without labels.
+        num_labels: 0 for a model without labels.
         device: Where the denoiser is.
         progress: Show a bar on stderr, where that is a terminal.
         rank: This process's number in [0, processes).
@@ -171,9 +173,9 @@ def generate(
     Raises:
         InputError: guidance without classes, or a model whose images aren't finite.
     """
-    if num_classes == 0 and config.guidance != 1:
+    if num_labels == 0 and config.guidance != 1:
         raise InputError(f"sampling.guidance: expected 1, since the model has no classes to be guided to, got {config.guidance!r}")
-    denoiser = guided(denoiser, config.guidance, num_classes)
+    denoiser = guided(denoiser, config.guidance, num_labels)
     channels, height, width = image_shape
     total = len(labels)
     size = min(config.batch_size, total)  # whatever the number of processes: kernels may round otherwise for another number of images

@@ -1,7 +1,7 @@
 """Training: the loop, and the run around it. Running it again resumes it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from dpsyngen.interruption import GO_ON, signals_deferred
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.previews import write_preview
-from dpsyngen.privacy.class_means import ClassMeansMechanism
+from dpsyngen.privacy.class_means import ClassMeans, ClassMeansMechanism
 from dpsyngen.privacy.continuation import plan_for
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -66,7 +66,8 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
         config, plan, run, compute, prepared.dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
     )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
-        denoiser.set_class_means(_class_means(config, plan, ledger, prepared.dataset, compute).to(compute.device))
+        means, shares = _class_means(config, plan, ledger, prepared.dataset, compute)
+        denoiser.set_class_means(means.to(compute.device), shares.to(compute.device))
         progress.has_class_means = True
         progress.save()
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
@@ -119,10 +120,21 @@ def run_phase(
         progress.denoiser.load_state_dict(average.module.state_dict())
 
 
-def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> torch.Tensor:
-    """The DP class means, spent now; exact ones where the stages are nonprivate. The processes share the images."""
+@dataclass(frozen=True)
+class _Share:
+    """A process's share of the images, in batches that can be gone through again and again."""
+
+    dataset: Dataset
+    compute: Compute
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        size = len(self.dataset)
+        for block in self.compute.share(max(self.compute.processes, -(-size // 1000))):  # one for each process, though it may be empty
+            yield self.dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), size)))
+
+
+def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> ClassMeans:
+    """The DP class means or prototypes, spent now; exact ones where the stages are nonprivate. The processes share the images."""
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    blocks = compute.share(max(compute.processes, -(-len(dataset) // 1000)))  # one for each process, though it may be empty
-    batches = (dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), len(dataset)))) for block in blocks)
     noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
-    return mechanism.release(batches, noise, compute.sum_over_processes)  # type: ignore[union-attr]
+    return mechanism.release(_Share(dataset, compute), noise, compute.sum_over_processes)  # type: ignore[union-attr]

@@ -100,7 +100,7 @@ def projections(config: RunConfig, plan: PrivacyPlan, canary: bool, repetitions:
     """
     images = np.full((int(canary), 1, 8, 8), 255, dtype=np.uint8)
     dataset = ImageDataset(images, np.zeros(len(images), dtype=np.int64), ("image",))
-    denoiser = Denoiser(ConstantNet(), (1, 8, 8), 2, parameterisation="edm", sigma_data=0.5, hinted=False)
+    denoiser = Denoiser(ConstantNet(), (1, 8, 8), 1, parameterisation="edm", sigma_data=0.5, hinted=False)
     journal = Journal(Path(os.devnull), writable=False)
     journal.open_attempt("audit", 0)
     compute, sigma_draw = Compute(torch.device("cpu")), mixture(stages_of(config, "private"))

@@ -38,6 +38,7 @@ _repeats = _in("test_repeats.py")
 _select = _in("test_select.py")
 _replay = _in("test_replay.py")
 _custom = _in("test_custom_stages.py")
+_prototypes = _in("test_prototypes.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
 REPLAY = "dpsyngen/replay.py"
@@ -281,14 +282,14 @@ MUTATIONS = (
     # Rule 5: DP class means, in one plan with DP-SGD.
     Mutation(
         "class means divided by exact counts", 5, MEANS,
-        ", self._noisy(counts, rng, grid)\n",
-        ", counts\n",
+        ", self._noisy(counts, rng, grid), shape\n",
+        ", counts, shape\n",
         NOISY_COUNTS,
     ),
     Mutation(
         "class means of exact sums", 5, MEANS,
-        "= self._noisy(sums, rng, grid),",
-        "= sums,",
+        "return self._noisy(sums, rng, grid),",
+        "return sums,",
         _rules("class_means_noise_reaches_the_sums"),
     ),
     Mutation(
@@ -308,6 +309,18 @@ MUTATIONS = (
         "        if self.class_means is None:\n            return (*self.before, sgd)\n",
         "        if True:\n            return (*self.before, sgd)\n",
         PRICE + _plan("class_means_are_in_the_price"),
+    ),
+    Mutation(
+        "only one round of the prototypes paid for", 5, PLAN,
+        "(self.class_means.rounds * means_releases)",
+        "means_releases",
+        _prototypes("every_round_is_in_the_price"),
+    ),
+    Mutation(
+        "prototypes see each image in all parts of its class", 5, MEANS,
+        "sums[which] += scaled[block == which].sum(axis=0)",
+        "sums[which] += scaled[block // self.prototypes == which // self.prototypes].sum(axis=0)",
+        _prototypes("each_round_moves_by_at_most_one_whoever_is_left_out"),
     ),
     Mutation(
         "plan changed after pricing", 5, PLAN,
@@ -697,7 +710,8 @@ MUTATIONS = (
     Mutation(
         "replay fed with private images", 11, PHASES,
         "ReplayStep(step, replayed(config, networks[0], compute),",
-        "ReplayStep(step, OrdinaryStep((Lesson(taught[0], networks[0], nonprivate_batches(dataset)),), 7, config.synthetic, config, compute, True),",
+        "ReplayStep(step, OrdinaryStep((Lesson(taught[0], networks[0], nonprivate_batches(dataset, networks[0])),), 7, "
+        "config.synthetic, config, compute, True),",
         UNAWARE,
     ),
     Mutation(

@@ -429,7 +429,7 @@ def test_processes_share_the_images_of_the_class_means(tmp_path: Path) -> None:
             _class_means(config, plan, Noise(), dataset, compute)
             sent.append(compute.own)
         means.append(_class_means(config, plan, Noise(), dataset, Sums(0, processes, sent)))
-    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
+    assert torch.equal(means[0].means, means[1].means) and torch.equal(means[0].means, means[2].means)
 
 
 # --- train.py ---

@@ -23,7 +23,7 @@ class Recorder(nn.Module):
 
 
 def denoiser(backbone: nn.Module, parameterisation: str = "edm", hinted: bool = False) -> Denoiser:
-    return Denoiser(backbone, SHAPE, 11, parameterisation=parameterisation, sigma_data=0.5, hinted=hinted)  # type: ignore[arg-type]
+    return Denoiser(backbone, SHAPE, 10, parameterisation=parameterisation, sigma_data=0.5, hinted=hinted)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("parameterisation", ["edm", "v"])

@@ -325,7 +325,7 @@ def test_class_means_without_noise_are_the_means() -> None:
     data = dataset()
     dim = ImageDataset(data.images // 4, data.labels, data.class_names)
     images, labels = dim.batch(np.arange(40))
-    found = means_mechanism().release([dim.batch(np.arange(20)), dim.batch(np.arange(20, 40))], np.random.default_rng(0))
+    found = means_mechanism().release([dim.batch(np.arange(20)), dim.batch(np.arange(20, 40))], np.random.default_rng(0)).means
     for label in range(3):
         torch.testing.assert_close(found[label], images[labels == label].mean(dim=0), rtol=1e-4, atol=1e-5)
 
@@ -343,7 +343,7 @@ def test_class_means_noise_reaches_the_counts() -> None:
     """500 equal images a class with norm R: what the mean's length says of the count has the count's noise (the sums' is a tenth)."""
     mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, count_weight=0.1, count_floor=10.0)
     batch = torch.full((1500, 1, 4, 4), 0.25), torch.arange(1500) % 3
-    lengths = np.array([mechanism.release([batch], np.random.default_rng(seed)).flatten(1).sum(dim=1).numpy() / 4 for seed in range(40)])
+    lengths = np.array([mechanism.release([batch], np.random.default_rng(seed)).means.flatten(1).sum(dim=1).numpy() / 4 for seed in range(40)])
     counts = 500 / lengths.ravel()
     assert kstest((counts - 500) * 0.1 / 2.0, "norm").pvalue > 1e-3
 
@@ -360,7 +360,7 @@ def test_price_of_full_batches_and_class_means_is_the_closed_form() -> None:
 def test_class_means_noise_reaches_the_sums() -> None:
     empty = [(torch.zeros(0, 1, 64, 64), torch.zeros(0, dtype=torch.int64))]
     mechanism = ClassMeansMechanism(2.0, 3, 0.0, 1.0, 0.6, 10.0)
-    found = mechanism.release(empty, np.random.default_rng(0)).numpy().ravel()
+    found = mechanism.release(empty, np.random.default_rng(0)).means.numpy().ravel()
     assert kstest(found * 10 * 0.8 / 2, "norm").pvalue > 1e-3
 
 

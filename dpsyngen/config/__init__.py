@@ -53,6 +53,10 @@ class HintsConfig:
 
     kind: Literal["none", "class_means"] = "class_means"
     """none switches hints off."""
+    prototypes: int = 1
+    """Hints per class: with 1 the class mean, else the centres of so many parts of each class, found by DP k-means."""
+    rounds: int = 4
+    """Rounds of that k-means, the first of which finds the class means; they divide the share evenly."""
     share: float = 0.1
     """The share of the privacy budget that the means may spend, in the Gaussian-DP mu^2 scale."""
     centre: float = -1.0
@@ -72,6 +76,8 @@ class HintsConfig:
     """Range of the contrast that the hint keeps."""
 
     def __post_init__(self) -> None:
+        require(self.prototypes >= 1, "hints.prototypes", "an integer >= 1", self.prototypes)
+        require(self.rounds >= 2, "hints.rounds", "an integer >= 2", self.rounds)
         require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)
         require(-1 <= self.centre <= 1, "hints.centre", "a number in [-1, 1]", self.centre)
         require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
@@ -80,6 +86,11 @@ class HintsConfig:
         for name in ("synthetic_blur", "synthetic_fade"):
             low, high = getattr(self, name)
             require(0 <= low <= high, f"hints.{name}", "two numbers, 0 <= low <= high", (low, high))
+
+    @property
+    def rounds_made(self) -> int:
+        """Gaussian mechanisms that the hints take: one for class means alone."""
+        return self.rounds if self.prototypes > 1 else 1
 
 
 @dataclass(frozen=True)

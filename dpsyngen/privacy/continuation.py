@@ -74,7 +74,7 @@ def _changes(old: PrivacyPlan, new: PrivacyPlan) -> list[str]:
         if getattr(old, name) != getattr(new, name)
     ]
     if not changes and old.class_means is not None and new.class_means is not None:
-        shares = old.class_means.noise_multiplier, new.class_means.noise_multiplier
+        shares = [means.noise_multiplier / means.rounds**0.5 for means in (old.class_means, new.class_means)]
         if not math.isclose(*shares, rel_tol=1e-6):
             changes.append("hints.share")
     return changes

@@ -124,7 +124,8 @@ class PrivacyPlan:
         sgd = SubsampledGaussianMechanism(self.noise_multiplier, self.sampling_rate, steps, name="DP-SGD")
         if self.class_means is None:
             return (*self.before, sgd)
-        return (*self.before, *(GaussianMechanism(self.class_means.noise_multiplier, name="DP class means"),) * means_releases, sgd)
+        round_of_means = GaussianMechanism(self.class_means.noise_multiplier, name="DP class means")
+        return (*self.before, *(round_of_means,) * (self.class_means.rounds * means_releases), sgd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - plans live as long as the process
     def epsilon_after(self, steps: int, means_releases: int = 1) -> float:

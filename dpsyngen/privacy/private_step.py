@@ -80,6 +80,7 @@ class PrivateStep:
             indices = np.pad(indices, (0, config.compute.chunk_size - len(indices)), mode="edge")
             part = slice(0, len(indices))
         images, labels = self.dataset.batch(indices)
+        labels = self.denoiser.condition(images, labels)
         copies = self.plan.noise_multiplicity
         drawn = draw(
             self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.sigma_draw,

@@ -82,7 +82,8 @@ def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
     if plan.class_means is not None and spending.means_releases:
         means = plan.class_means
         mechanisms.append({
-            "name": "DP class means", "type": "Gaussian", "releases": spending.means_releases, "noise_multiplier": means.noise_multiplier,
+            "name": "DP class means", "type": "Gaussian", "releases": spending.means_releases, "rounds": means.rounds,
+            "noise_multiplier": means.noise_multiplier, "prototypes": means.prototypes,
             "sensitivity": 1.0, "centre": means.centre, "radius": means.radius, "count_weight": means.count_weight, "count_floor": means.count_floor,
         })  # fmt: skip
     if spending.steps:
