@@ -8,7 +8,7 @@ from dpsyngen.config import HintsConfig
 
 
 def synthetic_hints(images: Tensor, config: HintsConfig, rng: np.random.Generator) -> Tensor:
-    """Hints float32 [N, C, H, W] for images of that shape in [-1, 1]: each blurred by its own Gaussian and faded towards the centre.
+    """Hints float32 [N, C, H, W] for images of that shape in [-1, 1]: each blurred by its own Gaussian, faded towards the centre, and noisy.
 
     So the network learns, before it sees private data, that a hint tells where the mass is, and how far to trust it.
     """
@@ -17,7 +17,11 @@ def synthetic_hints(images: Tensor, config: HintsConfig, rng: np.random.Generato
     contrast = torch.from_numpy(rng.uniform(*config.synthetic_fade, size=n).astype(np.float32))[:, None, None, None]
     rows, columns = _gaussian_matrices(deviations, height), _gaussian_matrices(deviations, width)
     blurred = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
-    return config.centre + contrast * (blurred - config.centre)
+    hints = config.centre + contrast * (blurred - config.centre)
+    if config.synthetic_noise[1] == 0:
+        return hints
+    noise = rng.uniform(*config.synthetic_noise, size=(n, 1, 1, 1)) * rng.standard_normal(images.shape)
+    return (hints + torch.from_numpy(noise.astype(np.float32))).clamp(-1, 1)
 
 
 def _gaussian_matrices(deviations: np.ndarray, size: int) -> Tensor:

@@ -43,7 +43,7 @@ def synthetic_batches(config: RunConfig, stage: Stage) -> Batches:
             images = source.batch(places)
             hints = synthetic_hints(images, config.hints, rng)
         else:
-            images, means = source.with_class_means(places)
+            images, means = source.with_class_means(places, config.hints.synthetic_neighbours)
             hints = synthetic_hints(means, config.hints, rng)
         classes = rng.integers(max(1, config.data.num_classes), size=len(places))
         return images, torch.from_numpy(classes * (1 if hints is None else config.hints.prototypes)), hints

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import kstest
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, RunConfig, SyntheticConfig
@@ -23,6 +24,7 @@ from dpsyngen.data.folder import SUFFIXES
 from dpsyngen.data.idx import read_idx
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
+from dpsyngen.hints import synthetic_hints
 from dpsyngen.noise_levels import stages_of
 from dpsyngen.ordinary_step import Lesson, OrdinaryStep, synthetic_batches
 
@@ -542,6 +544,26 @@ def test_a_class_mean_is_the_mean_of_the_other_versions_of_the_figure() -> None:
     for index, mean in zip(indices.tolist(), means, strict=True):
         others = [other for other in range(index // 4 * 4, index // 4 * 4 + 4) if other != index]
         assert torch.allclose(mean, source.batch(others).mean(dim=0), atol=1e-6)
+
+
+def test_a_hint_of_nearest_versions_is_their_mean() -> None:
+    source = SyntheticImages("variations", {"copies": 6}, (1, 12, 12), seed=3)
+    indices = np.array([9, 2, 10, 11])
+    _, means = source.with_class_means(indices, 2)
+    for index, mean in zip(indices.tolist(), means, strict=True):
+        image = source.batch([index])
+        others = source.batch([other for other in range(index // 6 * 6, index // 6 * 6 + 6) if other != index])
+        nearest = (others - image).flatten(1).norm(dim=1).argsort()[:2]
+        assert torch.allclose(mean, others[nearest].mean(dim=0), atol=1e-6)
+    assert torch.equal(source.with_class_means(indices, 5)[1], source.with_class_means(indices)[1])
+
+
+def test_hints_have_the_noise_that_was_asked_for() -> None:
+    config = HintsConfig(synthetic_blur=(0, 0), synthetic_fade=(1, 1), synthetic_noise=(0.1, 0.3))
+    hints = synthetic_hints(torch.zeros(500, 1, 20, 20), config, np.random.default_rng(0))
+    deviations = hints.flatten(1).std(dim=1).numpy()
+    assert kstest((deviations - 0.1) / 0.2, "uniform").pvalue > 1e-3
+    assert hints.abs().max() <= 1
 
 
 def test_hints_from_classes_need_a_family_that_draws_classes() -> None:

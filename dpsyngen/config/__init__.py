@@ -70,10 +70,15 @@ class HintsConfig:
     synthetic_from: Literal["image", "class"] = "image"
     """What a programmatic image's hint is made of: itself, or the mean of the other versions of its figure, which is to it what a class
     mean is to a private image. class needs the family variations."""
+    synthetic_neighbours: int | None = None
+    """With synthetic_from class: only so many versions, those nearest to the image, as a prototype is the mean of the nearest part of its class;
+    null takes all."""
     synthetic_blur: tuple[float, float] = (0.08, 0.2)
     """Range of the blur that turns this into the hint, as a fraction of the image side."""
     synthetic_fade: tuple[float, float] = (0.4, 1.0)
     """Range of the contrast that the hint keeps."""
+    synthetic_noise: tuple[float, float] = (0.0, 0.0)
+    """Range of the standard deviation of noise on the hint, as DP class means have it; images are in [-1, 1]."""
 
     def __post_init__(self) -> None:
         require(self.prototypes >= 1, "hints.prototypes", "an integer >= 1", self.prototypes)
@@ -83,7 +88,9 @@ class HintsConfig:
         require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
         require(0 < self.count_weight < 1, "hints.count_weight", "a number in (0, 1)", self.count_weight)
         require(self.count_floor >= 1, "hints.count_floor", "a number >= 1", self.count_floor)
-        for name in ("synthetic_blur", "synthetic_fade"):
+        require(self.synthetic_neighbours is None or self.synthetic_neighbours >= 1, "hints.synthetic_neighbours", "an integer >= 1 or null",
+                self.synthetic_neighbours)
+        for name in ("synthetic_blur", "synthetic_fade", "synthetic_noise"):
             low, high = getattr(self, name)
             require(0 <= low <= high, f"hints.{name}", "two numbers, 0 <= low <= high", (low, high))
 

@@ -48,15 +48,27 @@ class SyntheticImages:
         """How many versions of a figure follow one another; 1 for families that draw each image by itself."""
         return getattr(self._generator, "copies", 1)
 
-    def with_class_means(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def with_class_means(self, indices: np.ndarray, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
         """As `batch`, and the mean of the other versions of each image's figure, like the images. Needs `copies` of 2 at least.
 
+        With `neighbours` the mean of as many others that are nearest to the image, all of them if there are no more.
         Made of whole figures, so indices that follow one another cost little more than the images alone.
         """
         figures, figure = np.unique(indices // self.copies, return_inverse=True)
         versions = self.batch((figures[:, None] * self.copies + np.arange(self.copies)).ravel()).unflatten(0, (len(figures), self.copies))
-        others = (versions.sum(dim=1, keepdim=True) - versions) / (self.copies - 1)
+        if neighbours is None or neighbours >= self.copies - 1:
+            others = (versions.sum(dim=1, keepdim=True) - versions) / (self.copies - 1)
+        else:
+            others = _means_of_nearest(versions, neighbours)
         return versions[figure, indices % self.copies], others[figure, indices % self.copies]
+
+
+def _means_of_nearest(versions: Tensor, neighbours: int) -> Tensor:
+    """For each of float32 [figures, copies, C, H, W] the mean of the nearest other copies of its figure."""
+    distances = (versions[:, :, None] - versions[:, None]).square().flatten(start_dim=3).sum(dim=3)
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    nearest = distances.topk(neighbours, dim=2, largest=False).indices
+    return torch.stack([versions[i][nearest[i]].mean(dim=1) for i in range(len(versions))])
 
 
 # Below this a thread costs more than it saves.
