@@ -1,5 +1,6 @@
 """From a backbone to a denoiser: preconditioning, class hints, routing by stage."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,6 +27,8 @@ class Denoiser(nn.Module):
 
     class_means: Tensor
     shares: Tensor
+    modes: Tensor
+    variances: Tensor
 
     def __init__(
         self,
@@ -37,6 +40,8 @@ class Denoiser(nn.Module):
         sigma_data: float,
         hinted: bool,
         prototypes: int = 1,
+        rank: int = 0,
+        closed_form_above: float = math.inf,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -44,9 +49,12 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
         self.hinted = hinted
         self.prototypes = prototypes
+        self.closed_form_above = closed_form_above
         self.null_label = num_classes * prototypes
         self.register_buffer("class_means", torch.zeros(self.null_label + 1 if hinted else 0, *image_shape))
         self.register_buffer("shares", torch.full((self.null_label if hinted else 0,), 1 / prototypes))
+        self.register_buffer("modes", torch.zeros(rank, *image_shape))
+        self.register_buffer("variances", torch.zeros(rank))
 
     def set_class_means(self, means: Tensor, shares: Tensor | None = None) -> None:
         """Take over DP class means or prototypes, float32 [num_classes * prototypes, C, H, W] in [-1, 1], and the share of its class that
@@ -56,6 +64,11 @@ class Denoiser(nn.Module):
             self.shares.copy_(shares)
         mean = (means * self.shares[:, None, None, None]).sum(dim=0, keepdim=True) * (self.prototypes / self.null_label)
         self.class_means.copy_(torch.cat([means, mean]))
+
+    def set_modes(self, modes: Tensor, variances: Tensor) -> None:
+        """Take over the main axes of the DP covariance around the hints, [rank, C, H, W], orthonormal or zero, and the variances along them."""
+        self.modes.copy_(modes)
+        self.variances.copy_(variances)
 
     def condition(self, images: Tensor, labels: Tensor) -> Tensor:
         """The labels int64 [N] of images float32 [N, C, H, W] of these classes, int64 [N]: the nearest of each one's prototypes."""
@@ -86,8 +99,29 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor, hint: Tensor | None = None) -> Tensor:
         """Estimate x0: x float32 [N, C, H, W], sigma float32 [N] > 0, labels int64 [N] -> float32 [N, C, H, W].
 
-        `hint` float32 [N, C, H, W] replaces the class means, which programmatic images don't have.
+        `hint` float32 [N, C, H, W] replaces the class means, which programmatic images don't have. Above ln sigma = `closed_form_above` the
+        estimate is that of `gaussian`, unless a hint is given.
         """
+        if hint is None and self.closed_form_above < math.inf:
+            coarse = torch.log(sigma) > self.closed_form_above
+            if coarse.any():
+                gaussian = self.gaussian(x, sigma, labels)
+                if coarse.all() and not torch.is_grad_enabled():
+                    return gaussian
+                return torch.where(coarse[:, None, None, None], gaussian, self._by_network(x, sigma, labels, None))
+        return self._by_network(x, sigma, labels, hint)
+
+    def gaussian(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """E[x0 | x] as `forward` has it, in closed form, if images of a label are Gaussian: their mean is the hint, their variance is
+        that of each mode along it, and sigma_data^2 (1 for v-prediction) in every other direction.
+        """
+        c_skip, _, _ = self.coefficients(sigma[:, None])
+        centred = x - self.class_means[labels]
+        factors = self.variances / (self.variances + sigma[:, None] ** 2) - c_skip
+        along = torch.einsum("nchw,rchw->nr", centred, self.modes) * factors
+        return self.class_means[labels] + c_skip[:, :, None, None] * centred + torch.einsum("nr,rchw->nchw", along, self.modes)
+
+    def _by_network(self, x: Tensor, sigma: Tensor, labels: Tensor, hint: Tensor | None) -> Tensor:
         c_skip, c_out, c_in = self.coefficients(sigma[:, None, None, None])
         c_noise = torch.log(sigma) / 4
         if not self.hinted:
@@ -122,6 +156,11 @@ class RoutedDenoiser(nn.Module):
         """As `Denoiser.set_class_means`, for every expert."""
         for stage in self.stages:
             self.expert(stage.name).set_class_means(means, shares)
+
+    def set_modes(self, modes: Tensor, variances: Tensor) -> None:
+        """As `Denoiser.set_modes`, for every expert."""
+        for stage in self.stages:
+            self.expert(stage.name).set_modes(modes, variances)
 
     def conditions_to_draw(self, classes: np.ndarray) -> np.ndarray:
         """As `Denoiser.conditions_to_draw`."""
@@ -162,5 +201,6 @@ def _build_single(config: RunConfig) -> Denoiser:
     return Denoiser(
         backbone, config.data.image_shape, num_classes,
         parameterisation=network.parameterisation, sigma_data=network.sigma_data, hinted=hinted,
-        prototypes=config.hints.prototypes if hinted else 1,
+        prototypes=config.hints.prototypes if hinted else 1, rank=config.hints.covariance_rank if hinted else 0,
+        closed_form_above=config.stages.tau2 if config.stages.closed_form else math.inf,
     )  # fmt: skip

@@ -46,13 +46,15 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         holder: Literal["shared", "routed"],
         custom: Sequence[dict[str, Any]] = (),
         prototypes: int = 1,
+        covariance_rank: int = 0,
+        closed_form: bool = False,
     ) -> None:
         super().__init__()
         config = RunConfig(
             data=DataConfig(image_size=image_size, channels=channels, num_classes=num_classes),
             network=NetworkConfig(backbone, width, depth, parameterisation, sigma_data, label_dropout),
-            stages=StagesConfig(variant, tau1, tau2, holder, tuple(StageConfig(**stage) for stage in custom)),
-            hints=HintsConfig(hints, prototypes),
+            stages=StagesConfig(variant, tau1, tau2, holder, tuple(StageConfig(**stage) for stage in custom), closed_form),
+            hints=HintsConfig(hints, prototypes, covariance_rank=covariance_rank),
         )
         with torch.random.fork_rng(devices=[]):  # the caller's generator is not the initialisation's business
             self.denoiser = build_denoiser(config)
@@ -63,7 +65,7 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         data, stages = config.data, config.stages
         return cls(
             image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, hints=config.hints.kind,
-            prototypes=config.hints.prototypes,
+            prototypes=config.hints.prototypes, covariance_rank=config.hints.covariance_rank, closed_form=stages.closed_form,
             **asdict(config.network), variant=stages.variant, tau1=stages.tau1, tau2=stages.tau2, holder=stages.holder,
             custom=[{"name": stage.name, "source": stage.source, "lower": stage.lower, "upper": stage.upper} for stage in stages.custom],
         )  # fmt: skip

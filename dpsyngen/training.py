@@ -18,6 +18,7 @@ from dpsyngen.phases import Phase, private_phase, synthetic_phase
 from dpsyngen.previews import write_preview
 from dpsyngen.privacy.class_means import ClassMeans, ClassMeansMechanism
 from dpsyngen.privacy.continuation import plan_for
+from dpsyngen.privacy.covariance import CovarianceMechanism, Modes
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, StepBar, moving_average
@@ -66,8 +67,10 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
         config, plan, run, compute, prepared.dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
     )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
-        means, shares = _class_means(config, plan, ledger, prepared.dataset, compute)
-        denoiser.set_class_means(means.to(compute.device), shares.to(compute.device))
+        means, modes = _moments(config, plan, ledger, prepared.dataset, compute)
+        denoiser.set_class_means(*(tensor.to(compute.device) for tensor in means))
+        if modes is not None:
+            denoiser.set_modes(*(tensor.to(compute.device) for tensor in modes))
         progress.has_class_means = True
         progress.save()
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
@@ -133,8 +136,18 @@ class _Share:
             yield self.dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), size)))
 
 
-def _class_means(config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute) -> ClassMeans:
-    """The DP class means or prototypes, spent now; exact ones where the stages are nonprivate. The processes share the images."""
+def _moments(
+    config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute
+) -> tuple[ClassMeans, Modes | None]:
+    """The DP class means or prototypes, and the main axes of the DP covariance if the config asks for them, both spent now.
+
+    Exact ones where the stages are nonprivate. The processes share the images.
+    """
+    noise, share = ledger.begin_class_means(), _Share(dataset, compute)  # the ledger refuses where the plan has no such mechanism
     mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    noise = ledger.begin_class_means()  # refuses where the plan has no such mechanism
-    return mechanism.release(_Share(dataset, compute), noise, compute.sum_over_processes)  # type: ignore[union-attr]
+    means = mechanism.release(share, noise, compute.sum_over_processes)  # type: ignore[union-attr]
+    if config.hints.covariance_rank == 0:
+        return means, None
+    exact = CovarianceMechanism.from_config(config, config.data.expected_size or len(dataset), 0.0)
+    covariance = exact if plan is None else plan.covariance
+    return means, covariance.release(share, means, noise, compute.sum_over_processes)  # type: ignore[union-attr]

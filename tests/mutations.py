@@ -39,6 +39,7 @@ _select = _in("test_select.py")
 _replay = _in("test_replay.py")
 _custom = _in("test_custom_stages.py")
 _prototypes = _in("test_prototypes.py")
+_covariance = _in("test_covariance.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
 REPLAY = "dpsyngen/replay.py"
@@ -54,6 +55,7 @@ LAYERS = "dpsyngen/privacy/layer_gradients.py"
 PLAN = "dpsyngen/privacy/plan.py"
 RANDOMNESS = "dpsyngen/privacy/randomness.py"
 MEANS = "dpsyngen/privacy/class_means.py"
+COVARIANCE = "dpsyngen/privacy/covariance.py"
 JOURNAL = "dpsyngen/privacy/journal.py"
 LEDGER = "dpsyngen/privacy/ledger.py"
 ACCOUNTING = "dpsyngen/privacy/accounting.py"
@@ -315,6 +317,24 @@ MUTATIONS = (
         "(self.class_means.rounds * means_releases)",
         "means_releases",
         _prototypes("every_round_is_in_the_price"),
+    ),
+    Mutation(
+        "covariance not paid for", 5, PLAN,
+        "*covariance * means_releases, sgd)",
+        "sgd)",
+        _covariance("it_is_in_the_price"),
+    ),
+    Mutation(
+        "covariance contribution unclipped", 5, COVARIANCE,
+        "z / np.maximum(norms, self.radius)",
+        "z / self.radius",
+        _covariance("an_image_moves_the_sum_by_at_most_one[False]"),
+    ),
+    Mutation(
+        "covariance of exact sums", 5, COVARIANCE,
+        "vector = vector + self.noise_multiplier * rng",
+        "vector = vector + 0 * rng",
+        _covariance("the_sum_has_noise[False]"),
     ),
     Mutation(
         "prototypes see each image in all parts of its class", 5, MEANS,

@@ -25,7 +25,7 @@ from dpsyngen.data.zip_directory import members
 from dpsyngen.errors import InputError
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import SecureStream
-from dpsyngen.training import _class_means
+from dpsyngen.training import _moments
 
 CLASSES = ("cat", "dog", "eel")
 SIZE = 8
@@ -421,15 +421,15 @@ def test_processes_share_the_images_of_the_class_means(tmp_path: Path) -> None:
     dataset = load_train(config_of("npy", path))
     config = RunConfig(data=config_of("npy", path, expected_size=2500), private=PrivateConfig(steps=1, epochs=None, batch_size=10))
     plan = PrivacyPlan.with_noise(config, 2500, 1.0)
-    means = [_class_means(config, plan, Noise(), dataset, compute) for compute in (Compute(torch.device("cpu")),)]
+    means = [_moments(config, plan, Noise(), dataset, compute) for compute in (Compute(torch.device("cpu")),)]
     for processes in (2, 5):  # three blocks of images, so some of five have none
         sent: list[dict[str, torch.Tensor]] = []
         for rank in range(1, processes):
             compute = Sums(rank, processes, [])
-            _class_means(config, plan, Noise(), dataset, compute)
+            _moments(config, plan, Noise(), dataset, compute)
             sent.append(compute.own)
-        means.append(_class_means(config, plan, Noise(), dataset, Sums(0, processes, sent)))
-    assert torch.equal(means[0].means, means[1].means) and torch.equal(means[0].means, means[2].means)
+        means.append(_moments(config, plan, Noise(), dataset, Sums(0, processes, sent)))
+    assert torch.equal(means[0][0].means, means[1][0].means) and torch.equal(means[0][0].means, means[2][0].means)
 
 
 # --- train.py ---

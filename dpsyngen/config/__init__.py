@@ -67,6 +67,14 @@ class HintsConfig:
     """Public constant b in (0, 1): the part of the unit sensitivity that the class counts take (a^2 + b^2 = 1)."""
     count_floor: float = 20.0
     """Public constant: noisy counts are raised to at least this."""
+    covariance_rank: int = 0
+    """How many main axes of a DP covariance of images around their hints are released, for stages.closed_form; 0 for none."""
+    covariance_share: float = 0.1
+    """The share of the privacy budget that the covariance may spend, on the same scale."""
+    covariance_resolution: int = 14
+    """It is of low frequencies alone, of so many along a side."""
+    covariance_radius: float = 0.4
+    """Public constant: the L2 radius to which an image's difference from its hint is clipped, as a multiple of sqrt(C H W)."""
     synthetic_from: Literal["image", "class"] = "image"
     """What a programmatic image's hint is made of: itself, or the mean of the other versions of its figure, which is to it what a class
     mean is to a private image. class needs the family variations."""
@@ -84,6 +92,12 @@ class HintsConfig:
         require(self.prototypes >= 1, "hints.prototypes", "an integer >= 1", self.prototypes)
         require(self.rounds >= 2, "hints.rounds", "an integer >= 2", self.rounds)
         require(0 < self.share < 1, "hints.share", "a number in (0, 1)", self.share)
+        require(self.covariance_rank >= 0, "hints.covariance_rank", "an integer >= 0", self.covariance_rank)
+        left = 1 - self.share
+        require(0 < self.covariance_share < left or self.covariance_rank == 0, "hints.covariance_share",
+                f"a number > 0 that leaves something beside hints.share, below {left:g}", self.covariance_share)
+        require(self.covariance_resolution >= 1, "hints.covariance_resolution", "an integer >= 1", self.covariance_resolution)
+        require(self.covariance_radius > 0, "hints.covariance_radius", "a number > 0", self.covariance_radius)
         require(-1 <= self.centre <= 1, "hints.centre", "a number in [-1, 1]", self.centre)
         require(self.radius > 0, "hints.radius", "a number > 0", self.radius)
         require(0 < self.count_weight < 1, "hints.count_weight", "a number in (0, 1)", self.count_weight)
@@ -269,6 +283,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "an integer >= 0", self.seed)
+        has_covariance = self.hints.kind == "class_means" and self.hints.covariance_rank > 0
+        require(has_covariance or not self.stages.closed_form, "stages.closed_form",
+                "false without DP class means and hints.covariance_rank > 0", self.stages.closed_form)
         require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
                  "name", "a plain directory name", self.name)
         size = self.data.expected_size

@@ -16,6 +16,7 @@ from dpsyngen.loss import DrawSource
 from dpsyngen.privacy import accounting
 from dpsyngen.privacy.accounting import GaussianMechanism, Mechanism, SubsampledGaussianMechanism
 from dpsyngen.privacy.class_means import ClassMeansMechanism
+from dpsyngen.privacy.covariance import CovarianceMechanism
 from dpsyngen.privacy.per_example import PerExampleGradients
 from dpsyngen.privacy.randomness import PrivateKey, SecureStream, poisson_sample, secure_poisson_sample
 from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
@@ -25,7 +26,7 @@ from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gau
 class PrivacyPlan:
     """Everything that touches private images, and what it costs.
 
-    Guarantee: the outputs of `class_means`, released once, and of `steps` private steps, each built from `draw_batch`,
+    Guarantee: the outputs of `class_means` and `covariance`, released once, and of `steps` private steps, each built from `draw_batch`,
     `clip_and_sum` and `privatise`, are together with the mechanisms `before` (epsilon, delta)-DP for adding or removing one image,
     where epsilon is `epsilon_after(steps)` and at most the target that `calibrate` was given. It holds for any network, loss and labels.
     """
@@ -39,6 +40,8 @@ class PrivacyPlan:
     clipping_norm: float
     noise_multiplier: float
     class_means: ClassMeansMechanism | None
+    covariance: CovarianceMechanism | None = None
+    """Released together with the class means."""
     secure_noise: bool = False
     start: int = 0
     """At which of the run's private steps the plan begins; the earlier ones were made under other plans."""
@@ -61,8 +64,8 @@ class PrivacyPlan:
         """
         if start > self.end:
             raise InputError(f"private.steps: expected at least the {start} that are part of the weights already, got {self.end}")
-        means = None if has_class_means else self.class_means
-        plan = replace(self, before=before, start=start, steps=self.end - start, class_means=means, noise_multiplier=0.0)
+        moments: dict[str, Any] = {"class_means": None, "covariance": None} if has_class_means else {}
+        plan = replace(self, before=before, start=start, steps=self.end - start, noise_multiplier=0.0, **moments)
         spent, most = plan.epsilon_after(0), self.target_epsilon * (1 - accounting.TOLERANCE if plan.steps else 1)
         if spent > most:
             raise InputError(f"privacy.epsilon: expected more than the {spent:.4g} that was spent before at delta = {self.delta:g}, "
@@ -89,14 +92,16 @@ class PrivacyPlan:
         if privacy.delta < accounting.smallest_delta(steps):
             raise InputError(f"privacy.delta: expected at least {accounting.smallest_delta(steps):.3g}, since below that rounding errors of the "
                              f"accounting of {steps} steps matter, got {privacy.delta:g}")  # fmt: skip
-        means = None
+        means = covariance = None
         if config.hints.kind == "class_means":
-            mu = accounting.gaussian_mu(privacy.epsilon, privacy.delta) * config.hints.share**0.5
-            means = ClassMeansMechanism.from_config(config, 1 / mu)
+            mu = accounting.gaussian_mu(privacy.epsilon, privacy.delta)
+            means = ClassMeansMechanism.from_config(config, 1 / (mu * config.hints.share**0.5))
+            if config.hints.covariance_rank > 0:
+                covariance = CovarianceMechanism.from_config(config, expected_size, 1 / (mu * config.hints.covariance_share**0.5))
         return cls(
             target_epsilon=privacy.epsilon, delta=privacy.delta, expected_size=expected_size, batch_size=config.private.batch_size, steps=steps,
             noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise_multiplier,
-            class_means=means, secure_noise=privacy.secure_noise,
+            class_means=means, covariance=covariance, secure_noise=privacy.secure_noise,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -106,8 +111,12 @@ class PrivacyPlan:
     @classmethod
     def from_record(cls, record: dict[str, Any], before: tuple[Mechanism, ...]) -> "PrivacyPlan":
         """The plan whose `record` this is; TypeError or LookupError if it is no record."""
-        means = record["class_means"]
-        return cls(**record | {"class_means": None if means is None else ClassMeansMechanism(**means), "before": before})
+        means, covariance = record["class_means"], record.get("covariance")
+        mechanisms = {
+            "class_means": None if means is None else ClassMeansMechanism(**means),
+            "covariance": None if covariance is None else CovarianceMechanism(**covariance),
+        }
+        return cls(**record | mechanisms | {"before": before})
 
     @property
     def end(self) -> int:
@@ -125,7 +134,8 @@ class PrivacyPlan:
         if self.class_means is None:
             return (*self.before, sgd)
         round_of_means = GaussianMechanism(self.class_means.noise_multiplier, name="DP class means")
-        return (*self.before, *(round_of_means,) * (self.class_means.rounds * means_releases), sgd)
+        covariance = () if self.covariance is None else (GaussianMechanism(self.covariance.noise_multiplier, name="DP covariance"),)
+        return (*self.before, *(round_of_means,) * (self.class_means.rounds * means_releases), *covariance * means_releases, sgd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - plans live as long as the process
     def epsilon_after(self, steps: int, means_releases: int = 1) -> float:

@@ -86,6 +86,12 @@ def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
             "noise_multiplier": means.noise_multiplier, "prototypes": means.prototypes,
             "sensitivity": 1.0, "centre": means.centre, "radius": means.radius, "count_weight": means.count_weight, "count_floor": means.count_floor,
         })  # fmt: skip
+    if plan.covariance is not None and spending.means_releases:
+        covariance = plan.covariance
+        mechanisms.append({
+            "name": "DP covariance", "type": "Gaussian", "releases": spending.means_releases, "noise_multiplier": covariance.noise_multiplier,
+            "sensitivity": 1.0, "radius": covariance.radius, "resolution": covariance.resolution, "rank": covariance.rank,
+        })  # fmt: skip
     if spending.steps:
         mechanisms.append({
             "name": "DP-SGD", "type": "Poisson-subsampled Gaussian", "steps": spending.steps, "noise_multiplier": plan.noise_multiplier,
