@@ -328,13 +328,13 @@ MUTATIONS = (
         "covariance contribution unclipped", 5, COVARIANCE,
         "z / np.maximum(norms, self.radius)",
         "z / self.radius",
-        _covariance("an_image_moves_the_sum_by_at_most_one[False]"),
+        _covariance("an_image_moves_the_sum_by_at_most_one"),
     ),
     Mutation(
         "covariance of exact sums", 5, COVARIANCE,
         "vector = vector + self.noise_multiplier * rng",
         "vector = vector + 0 * rng",
-        _covariance("the_sum_has_noise[False]"),
+        _covariance("the_sum_has_noise"),
     ),
     Mutation(
         "prototypes see each image in all parts of its class", 5, MEANS,
