@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dpsyngen import pretraining
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.data import Dataset, load_train
@@ -59,8 +60,9 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
     progress = Progress(run, compute, denoiser, trackers, config.compute.checkpoints_kept)
     progress.resume()
     if progress.phase == "synthetic":
-        if prepared.synthetic is not None:
+        if prepared.synthetic is not None and not (progress.step == 0 and pretraining.take_up(config, denoiser, compute)):
             run_phase(prepared.synthetic, prepared.synthetic.steps, config, progress)
+            pretraining.keep(config, denoiser, compute)
         progress.phase, progress.step = "private", 0
         progress.save()
     ledger = Ledger.open(

@@ -307,7 +307,9 @@ class RunConfig:
             self,
             data=replace(self.data, path=path, test_path=None, index=None),
             privacy=replace(self.privacy, unsafe_fixed_key=None),
-            synthetic=replace(self.synthetic, family=_without_folder(self.synthetic.family), options=_without_folders(self.synthetic.options)),
+            synthetic=replace(
+                self.synthetic, cache=None, family=_without_folder(self.synthetic.family), options=_without_folders(self.synthetic.options),
+            ),
             stages=replace(self.stages, custom=tuple(
                 replace(stage, family=stage.family and _without_folder(stage.family), options=_without_folders(stage.options))
                 for stage in self.stages.custom

@@ -67,6 +67,8 @@ class SyntheticConfig(PhaseConfig):
     """A family of programmatic images, see python -m synthetic_generators; or one of your own, path/to/file.py:name."""
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     """The family's own settings; those of a mixture's families by family, {dead_leaves: {weight: 2}} or {dead_leaves.weight: 2}."""
+    cache: str | None = None
+    """A directory in which runs share what this phase taught: a run with the same synthetic phase begins where the first one's ended."""
 
     def __post_init__(self) -> None:
         self._check("synthetic")

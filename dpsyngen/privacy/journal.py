@@ -129,9 +129,14 @@ def _complete_lines(path: Path, *, repair: bool) -> list[dict[str, Any]]:
 def fingerprint(data: str, config: str, device: torch.device, processes: int) -> str:
     """A hash of all that makes a replayed step the same computation: data, config, code, device kind, process count."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()} {torch.get_num_threads()}"
+    parts = [data, config, code_digest(), kind, str(processes)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """A hash of the code: this package's, that of programmatic images, which may be replayed in private steps, and the libraries' versions."""
     code = hashlib.sha256()
-    for file in (*sorted(Path(__file__).parents[1].rglob("*.py")), *code_files()):  # programmatic images may be replayed in private steps
+    for file in (*sorted(Path(__file__).parents[1].rglob("*.py")), *code_files()):
         code.update(file.read_bytes())
     versions = [f"{package} {version(package)}" for package in ("torch", "numpy", "scipy", "diffusers")]
-    parts = [data, config, code.hexdigest(), *versions, kind, str(processes)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return "\n".join([code.hexdigest(), *versions])

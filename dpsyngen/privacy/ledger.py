@@ -175,5 +175,6 @@ def _result_deciding(config: RunConfig) -> str:
     """
     compute = (config.compute.precision, config.compute.chunk_size, config.compute.chunks_at_once)
     data = replace(config.data, path="", test_path=None, index=None, description="", public=False)
-    parts = (config.seed, data, config.network, config.stages, stages(config), config.hints, config.synthetic, config.private, config.privacy)
+    synthetic = replace(config.synthetic, cache=None)
+    parts = (config.seed, data, config.network, config.stages, stages(config), config.hints, synthetic, config.private, config.privacy)
     return repr((*parts, compute))
