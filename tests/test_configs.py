@@ -19,8 +19,9 @@ from synthetic_generators import make_generator
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 DATASETS = ("mnist", "fashion_mnist")
-WHOLE = [path for path in FILES if path.parent.name in DATASETS]
-OVERLAYS = [path for path in FILES if path.parent.name not in (*DATASETS, "base", "examples", "experiments")]
+"""Those with every variant."""
+WHOLE = [path for path in FILES if path.parent.name in (*DATASETS, "cifar10")]
+OVERLAYS = [path for path in FILES if path.parent.name not in (*DATASETS, "cifar10", "base", "examples", "experiments")]
 EXAMPLES = [path for path in FILES if path.parent.name == "examples"]
 EXPERIMENTS = [path for path in FILES if path.parent.name == "experiments"]
 WITH_CELLS = [path for path in EXPERIMENTS if "cells" in yaml.safe_load(path.read_text())]

@@ -8,7 +8,7 @@ from dpsyngen.config.checks import require
 
 SOURCES_ON_DISK = ("folder", "zip", "webdataset", "npy")
 """Values of data.source that may stay on disk; none of them brings test images."""
-SOURCES_WITH_PATH = (*SOURCES_ON_DISK, "npz")
+SOURCES_WITH_PATH = (*SOURCES_ON_DISK, "npz", "cifar10")
 """Values of data.source that need data.path."""
 AUTO_IN_MEMORY_BYTES = 2**31
 """The most that data.in_memory auto reads into memory."""
@@ -18,14 +18,15 @@ AUTO_IN_MEMORY_BYTES = 2**31
 class DataConfig:
     """The private images. What is declared here is public: the size, the classes and the image shape."""
 
-    source: Literal["mnist", "fashion_mnist", "folder", "zip", "webdataset", "npz", "npy"] = "mnist"
-    """mnist is embedded; fashion_mnist is found or downloaded; folder and zip have one subfolder per class; webdataset is .tar files with an
-    image and a .cls per sample; npz has images, labels; npy is a folder with images.npy and labels.npy, which stay on disk."""
+    source: Literal["mnist", "fashion_mnist", "cifar10", "folder", "zip", "webdataset", "npz", "npy"] = "mnist"
+    """mnist is embedded; fashion_mnist is found or downloaded; cifar10 is its binary version; folder and zip have one subfolder per class;
+    webdataset is .tar files with an image and a .cls per sample; npz has images, labels; npy is a folder with images.npy and labels.npy,
+    which stay on disk."""
     path: str | None = None
-    """The folder, .zip or .npz file; .tar files as name-{000..123}.tar, or their folder; for fashion_mnist a folder with the four idx files,
-    when they are not in the usual place."""
+    """The folder, .zip or .npz file; .tar files as name-{000..123}.tar, or their folder; cifar-10-binary.tar.gz or what is in it; for
+    fashion_mnist a folder with the four idx files, when they are not in the usual place."""
     test_path: str | None = None
-    """Real images that evaluation may use, in the same form as path. mnist, fashion_mnist and medmnist files bring theirs."""
+    """Real images that evaluation may use, in the same form as path. mnist, fashion_mnist, cifar10 and medmnist files bring theirs."""
     in_memory: Literal["auto", "always", "never"] = "auto"
     """Whether folder, zip, webdataset and npy are read once, or again from disk for every batch; auto reads them once if they are not npy and
     take at most 2 GiB as uint8. Images and order are the same. The other sources are always in memory."""

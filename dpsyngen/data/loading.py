@@ -6,6 +6,7 @@ Nothing here logs, prints or checks anything against what the data happens to be
 from typing import Literal
 
 from dpsyngen.config import DataConfig
+from dpsyngen.data.cifar10 import load_cifar10_test, load_cifar10_train
 from dpsyngen.data.dataset import Dataset, ImageDataset
 from dpsyngen.data.fashion_mnist import load_fashion_mnist
 from dpsyngen.data.folder import load_folder_test, load_folder_train
@@ -44,6 +45,8 @@ def load_test(config: DataConfig) -> ImageDataset | None:
             dataset = load_mnist(config, "t10k")
         case "fashion_mnist":
             dataset = load_fashion_mnist(config, "t10k")
+        case "cifar10":
+            dataset = load_cifar10_test(config)
         case "folder":
             dataset = load_folder_test(config)
         case "zip":
@@ -76,6 +79,8 @@ def _load_all_train(config: DataConfig) -> Dataset:
             dataset = load_mnist(config, "train")
         case "fashion_mnist":
             dataset = load_fashion_mnist(config, "train")
+        case "cifar10":
+            dataset = load_cifar10_train(config)
         case "folder":
             dataset = load_folder_train(config)
         case "zip":
@@ -102,5 +107,5 @@ def _check_paths(config: DataConfig) -> None:
         raise InputError(f"data.path: expected null, since data.source mnist is embedded, got {config.path!r}")
     if config.index is not None and config.source not in ("zip", "webdataset"):
         raise InputError(f"data.index: expected null, since data.source {config.source} has no index to keep, got {config.index!r}")
-    if config.source in ("mnist", "fashion_mnist") and config.test_path is not None:
+    if config.source in ("mnist", "fashion_mnist", "cifar10") and config.test_path is not None:
         raise InputError(f"data.test_path: expected null, since data.source {config.source} brings its own test images, got {config.test_path!r}")
