@@ -1,6 +1,7 @@
 """Running the cells of a sweep: each trains, samples and evaluates in child processes, so that a crash stays its own."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dpsyngen.cli import dump_config
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, writing
-from dpsyngen.run_directory import RunDirectory
+from dpsyngen.run_directory import RunDirectory, append_line, drop_cut_line
 
 SCRIPTS = Path(__file__).parents[2]
 _POLL_SECONDS = 0.05
@@ -53,6 +54,19 @@ class Job:
         """finished, failed, or unfinished where it was not its turn yet."""
         return "failed" if self.failure is not None else "unfinished" if self.remaining else "finished"
 
+    @property
+    def clock(self) -> Path:
+        """A line for each time that a script ran, with its seconds. Private, as `RunDirectory.timings` are."""
+        return self.run.key.parent / "scripts.jsonl"
+
+    def seconds(self) -> dict[str, float]:
+        """How long each script took in all, by name, with all parts of an interrupted one but those that ended with this process."""
+        took: dict[str, float] = {}
+        for line in self.clock.read_text().splitlines() if self.clock.is_file() else []:
+            part = json.loads(line)
+            took[part["script"]] = took.get(part["script"], 0.0) + part["seconds"]
+        return took
+
     def prepare(self) -> None:
         """Freeze the configuration in the run directory; InputError if that holds a run of another one."""
         self.run.expect_config(self.config_text)
@@ -71,11 +85,13 @@ class _Running:
     scripts: list[str]
     environment: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
+    began: float = field(init=False)
 
     def start(self) -> None:
         name = self.scripts[0]
         configured = ["--config", str(self.job.run.config)] if name == "train" else []
         command = [sys.executable, "-m", "dpsyngen.sweep.child", str(os.getpid()), str(SCRIPTS / f"{name}.py"), *configured]
+        self.began = time.monotonic()
         with writing(self.log), os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - this project's own scripts
                 [*command, "--run", str(self.job.run.path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=self.environment
@@ -90,6 +106,7 @@ class _Running:
         status = self.process.poll()
         if status is None:
             return True
+        self.note_time()
         if status != 0:
             said = self.log.read_text(errors="replace").strip().splitlines()
             self.job.failure = said[-1] if said else f"{self.scripts[0]}.py ended with status {status} and said nothing"
@@ -98,6 +115,11 @@ class _Running:
         if self.scripts:
             self.start()
         return bool(self.scripts)
+
+    def note_time(self) -> None:
+        """Add what the script took to its run's clock."""
+        drop_cut_line(self.job.clock)
+        append_line(self.job.clock, {"script": self.scripts[0], "seconds": round(time.monotonic() - self.began, 2)}, private=True)
 
 
 def run_jobs(jobs: Sequence[Job], environments: Sequence[dict[str, str]], after: Callable[[], None], *, silent: bool = False) -> None:
@@ -128,6 +150,7 @@ def run_jobs(jobs: Sequence[Job], environments: Sequence[dict[str, str]], after:
                 one.process.terminate()
             for one in running:
                 one.process.wait()
+                one.note_time()
 
 
 def environments(parallel: int | None, device: str) -> list[dict[str, str]]:

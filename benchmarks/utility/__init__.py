@@ -1,0 +1,1 @@
+"""What runs are worth, and what they cost: python -m benchmarks.utility --row NAME; docs/results.md is its page."""
