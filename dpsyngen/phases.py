@@ -1,9 +1,11 @@
 """The phases of a run, as data: which step is injected into the loop, for how many steps, with which optimiser settings."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from dpsyngen.compute import Compute
@@ -12,6 +14,7 @@ from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import mixture, stages_of
+from dpsyngen.optimiser import NoiseCorrectedAdam, NoiseCorrection
 from dpsyngen.ordinary_step import Lesson, OrdinaryStep, nonprivate_batches, synthetic_batches
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -28,13 +31,24 @@ class Phase:
     steps: int
     gradient: Callable[[int], dict[str, float]]
     trained: nn.Module
+    correction: NoiseCorrection | None = None
+    """The noise that Adam takes out of its second moment; None for plain Adam."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What takes the gradients, at the peak learning rate."""
+        settings, betas = self.settings, (self.settings.beta1, self.settings.beta2)
+        if self.correction is None:
+            return torch.optim.Adam(self.trained.parameters(), lr=settings.learning_rate, betas=betas)
+        return NoiseCorrectedAdam(self.trained.parameters(), settings.learning_rate, betas, self.correction)
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay to zero; the fractions are of the planned steps."""
+        """Linear warm-up, constant, linear or cosine decay to zero; the fractions are of the planned steps."""
         settings = self.settings
         rise = min(1.0, (step + 1) / max(1.0, settings.warmup * self.steps))
-        fall = min(1.0, (self.steps - step) / max(1.0, settings.decay * self.steps))
-        return settings.learning_rate * min(rise, max(fall, 0.0))
+        fall = max(0.0, min(1.0, (self.steps - step) / max(1.0, settings.decay * self.steps)))
+        if settings.decay_shape == "cosine":
+            fall = (1 - math.cos(math.pi * fall)) / 2
+        return settings.learning_rate * min(rise, fall)
 
 
 def expert(denoiser: Denoiser | RoutedDenoiser, name: str) -> Denoiser:
@@ -84,7 +98,8 @@ def private_phase(
         step = in_turn[0] if len(in_turn) == 1 else PrivateStepsInTurn(in_turn, tuple(stage.weight for stage in taught))
     if config.stages.replays:
         step = ReplayStep(step, replayed(config, networks[0], compute), networks[0], config.stages.replay, config.privacy.clipping_norm)
-    return Phase("private", config.private, steps, step, nn.ModuleList(networks))
+    correction = None if plan is None or not config.private.noise_correction else NoiseCorrection(plan.noise_deviation, config.private.noise_floor)
+    return Phase("private", config.private, steps, step, nn.ModuleList(networks), correction)
 
 
 def replayed(config: RunConfig, denoiser: Denoiser, compute: Compute) -> OrdinaryStep:

@@ -196,7 +196,9 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
             often = "once" if means.rounds == 1 else f"in each of {means.rounds} rounds, for {means.prototypes} prototypes per class"
             rows.append(("noise of the class means", f"{means.noise_multiplier:.4g} times the sensitivity, {often}"))
         if privacy.steps:
-            rows.append(("noise of DP-SGD", f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}, q = {privacy.sampling_rate:.4g}"))
+            automatic = " (automatic clipping)" if privacy.clipping == "automatic" else ""
+            noise = f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}{automatic}, q = {privacy.sampling_rate:.4g}"
+            rows.append(("noise of DP-SGD", noise))
     rows.append(("parameters", f"{plan.parameters:,}"))
     rows.append(("memory", f"about {plan.memory / 2**30:.2g} GiB"))
     rows.append(("training time here", _duration(plan.seconds)))

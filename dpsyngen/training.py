@@ -95,7 +95,7 @@ def run_phase(
 
     Ctrl-C or SIGTERM to any process ends all of them after the step in hand, with a checkpoint and Interrupted.
     """
-    optimizer = torch.optim.Adam(phase.trained.parameters(), lr=phase.settings.learning_rate)
+    optimizer = phase.optimizer()
     average = moving_average(progress.denoiser, phase.settings.ema_decay)
     progress.take_up(optimizer, average)
     bar = StepBar.of(phase.name, progress.step, last, phase.settings.batch_size, shown=progress.compute.is_main)

@@ -102,7 +102,7 @@ MUTATIONS = (
         "clip before averaging over K", 3, STEP,
         "with recording(self.denoiser, len(rows), copies) as record:",
         "with recording(self.denoiser, len(rows) * copies, 1) as record:\n"
-        "            record.clipped_sum = lambda c: PerExampleGradients.clipped_sum(record, c / copies)",
+        "            record.clipped_sum = lambda c, *how: PerExampleGradients.clipped_sum(record, c / copies, *how)",
         BRUTE_FORCE,
     ),
     Mutation(
@@ -142,20 +142,32 @@ MUTATIONS = (
         AT_MOST_C,
     ),
     Mutation(
+        "automatic clipping by half the norm", 3, GRADIENTS,
+        "limit / (norms + stability)",
+        "limit / (0.5 * norms + stability)",
+        AT_MOST_C + ONE_IMAGE,
+    ),
+    Mutation(
+        "outer products too long for float32 let through", 3, LAYERS,
+        "(lengths > _LONGEST_VECTOR)",
+        "(lengths > torch.inf)",
+        _rules("contribution_is_at_most_c_for_outer_products_of_any_magnitude"),
+    ),
+    Mutation(
         "not clipped", 3, GRADIENTS,
-        "max=1.0), 0.0)",
-        "min=1.0), 0.0)",
+        "max=1.0) if stability",
+        "min=1.0) if stability",
         AT_MOST_C + ONE_IMAGE,
     ),
     Mutation(
         "each parameter clipped apart", 3, GRADIENTS,
-        "        scale, finite = self._scale(clipping_norm)\n        keep = None",
+        "        scale, finite = self._scale(clipping_norm, stability)\n        keep = None",
         "        if len(self.gradients) > 1:\n"
         "            apart = {name: PerExampleGradients(self.examples) for name in self.gradients}\n"
         "            for name, one in apart.items():\n"
         "                one.add(name, self.gradients[name])\n"
         "            return {name: one.clipped_sum(clipping_norm)[name] for name, one in apart.items()}\n"
-        "        scale, finite = self._scale(clipping_norm)\n        keep = None",
+        "        scale, finite = self._scale(clipping_norm, stability)\n        keep = None",
         AT_MOST_C + ONE_IMAGE,
     ),
     Mutation(
@@ -184,7 +196,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rounding of cancelling outer products forgotten", 3, LAYERS,
-        " + 2**-20 * terms",
+        " + 2**-20 * lengths.prod(dim=0).sum(dim=1)",
         "",
         _rules("contribution_is_at_most_c_where_outer_products_cancel"),
     ),

@@ -263,6 +263,20 @@ def test_another_device_kind_is_charged():
     assert kinds[0] != kinds[1]
 
 
+def test_a_journal_of_an_older_version_goes_on_as_one_plan(run, images):
+    """Its plan lacks what came later, and the code isn't the same: two steps in vain, and the run ends two steps earlier."""
+    journal = run / "private/journal.jsonl"
+    first, *rest = lines(journal)
+    for name in ("clipping_stability", "covariance", "secure_noise"):
+        del first["plan"][name]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in [first | {"fingerprint": "older"}, *rest]))
+    call(train_main, *small(images, *TEN, "--tracking.log_every=8"), "--run", run)
+    report = report_of(run)
+    assert [(mechanism["name"], mechanism["steps"]) for mechanism in report["mechanisms"]] == [("DP-SGD", 10)]
+    assert report["steps_begun"] == 10 and report["epsilon"] <= report["target_epsilon"] == 10
+    assert [entry.get("step", "attempt") for entry in lines(journal)] == ["attempt", *range(8), "attempt", 6, 7]
+
+
 # Other privacy settings.
 
 

@@ -157,17 +157,30 @@ def norm_of(sums):
     return torch.cat([t.flatten() for t in sums.values()]).norm().item()
 
 
-@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 3.0, 10.0, 30.0])
-def test_truncated_contribution_is_at_most_c_for_any_magnitude(noise_multiplier):
+@pytest.mark.parametrize(("noise_multiplier", "stability"), [(0.3, None), (1.0, None), (3.0, None), (10.0, None), (30.0, None), (1.0, 0.01)])
+def test_truncated_contribution_is_at_most_c_for_any_magnitude(noise_multiplier, stability):
     generator = torch.Generator().manual_seed(0)
     step = Grid.of(noise_multiplier, 0.3).step
     normal = torch.randn(1, 100_003, generator=generator)
     for gradient in (normal, torch.ones(1, 1_000_003), torch.full((1, 300_003), -3.3), torch.tensor([[1.0, 0.0, 0.0]])):
         for scale in (1e-20, 1e-3, 1.0, 1e10, 1e18):
             for dtype in (torch.float32, torch.bfloat16):
-                sums = record_of((scale * gradient).to(dtype), scale * normal[:, :77]).truncated_sum(0.3, step, 1)
+                sums = record_of((scale * gradient).to(dtype), scale * normal[:, :77]).truncated_sum(0.3, step, 1, stability)
                 assert all(t.dtype == torch.float64 and torch.equal(t, t.trunc()) for t in sums.values())
                 assert norm_of(sums) * step <= 0.3 if scale > 1e-19 else norm_of(sums) == 0
+
+
+def test_automatic_clipping_is_that_of_the_plain_sum():
+    """Truncated to the grid, as the plan asks for it."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(40, 3000, generator=generator) * torch.logspace(-6, 3, 40)[:, None]
+    gradients[3] = math.nan
+    products = OuterProducts(torch.randn(40, 2, 30, generator=generator), torch.randn(40, 2, 40, generator=generator))
+    record = record_of(gradients, products)
+    plain = plan_with(tiny_config(), noise_multiplier=1.7, clipping_norm=0.3, clipping_stability=0.01)
+    exact = dataclasses.replace(plain, secure_noise=True).clip_and_sum(record, 40)
+    for name, total in plain.clip_and_sum(record, 40).items():
+        torch.testing.assert_close(exact[name] * STEP, total.double(), rtol=1e-5, atol=40 * STEP)
 
 
 def test_truncation_is_toward_zero():
@@ -334,10 +347,11 @@ def test_processes_send_whole_numbers_that_add_up_to_the_same_bits(tmp_path):
 
 def test_one_image_moves_the_sum_by_at_most_c(tmp_path):
     config = tiny_config(batch_size=40, chunk_size=4)
-    plan = plan_with(config, clipping_norm=0.05, secure_noise=True)
-    sums = [sums_of(tmp_path, plan, config, dataset(40).slice(0, size))[1] for size in (38, 37)]
-    difference = {name: sums[0][name] - sums[1][name] for name in sums[0]}
-    assert 0.9 * 0.05 < norm_of(difference) * Grid.of(1.0, 0.05).step <= 0.05
+    for stability in (None, 1e-3):
+        plan = plan_with(config, clipping_norm=0.05, clipping_stability=stability, secure_noise=True)
+        sums = [sums_of(tmp_path, plan, config, dataset(40).slice(0, size))[1] for size in (38, 37)]
+        difference = {name: sums[0][name] - sums[1][name] for name in sums[0]}
+        assert 0.9 * 0.05 < norm_of(difference) * Grid.of(1.0, 0.05).step <= 0.05
 
 
 def test_empty_batch_is_pure_noise(tmp_path):

@@ -124,6 +124,11 @@ class PrivacyConfig:
     """The delta of (epsilon, delta)-DP; keep it below 1 / expected_size."""
     clipping_norm: float = 1.0
     """C, the largest L2 norm of one image's contribution to the gradient."""
+    clipping: Literal["norm", "automatic"] = "norm"
+    """norm: gradients longer than C are shortened to C; automatic: each is brought near C, g C / (||g|| + clipping_stability)
+    (AUTO-S; Bu et al., arXiv 2206.07136), so that C needs no tuning. The same guarantee."""
+    clipping_stability: float = 0.01
+    """Public constant gamma of automatic clipping: gradients much shorter than this stay short."""
     secure_noise: bool = False
     """Batches, draws and noise from a cryptographic generator, exact sums, and noise rounded exactly to a grid: holds against attacks on
     the low bits of floating-point noise. Costs some speed, nothing in accuracy."""
@@ -134,6 +139,7 @@ class PrivacyConfig:
         require(1e-3 <= self.epsilon <= 100, "privacy.epsilon", "a number in [0.001, 100]", self.epsilon)
         require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
         require(1e-6 <= self.clipping_norm <= 1e6, "privacy.clipping_norm", "a number in [1e-6, 1e6]", self.clipping_norm)
+        require(1e-6 <= self.clipping_stability <= 1e6, "privacy.clipping_stability", "a number in [1e-6, 1e6]", self.clipping_stability)
         key = self.unsafe_fixed_key
         valid = key is None or (len(key) == 64 and all(c in "0123456789abcdef" for c in key))
         require(valid, "privacy.unsafe_fixed_key", "64 hexadecimal digits or null", "something else")

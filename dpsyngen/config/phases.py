@@ -23,10 +23,16 @@ class PhaseConfig:
     """Or its length in epochs of data.expected_size images."""
     learning_rate: float = 4e-4
     """Adam's peak learning rate."""
+    beta1: float = 0.9
+    """Decay per step of Adam's average of gradients; 0 is no momentum."""
+    beta2: float = 0.999
+    """Decay per step of Adam's average of squared gradients."""
     warmup: float = 0.02
     """The fraction of the steps over which the learning rate rises from zero."""
     decay: float = 0.0
     """The fraction of the steps, at the end, over which the learning rate falls to zero."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    """How it falls: along a straight line, or half a period of a cosine."""
     ema_decay: float = 0.999
     """Decay per step of the exponential moving average of the weights; it warms up as min(decay, (1 + t) / (10 + t))."""
     sigma_draw: SigmaDraw = "lognormal"
@@ -50,6 +56,8 @@ class PhaseConfig:
         require(self.steps is None or self.steps >= 0, f"{section}.steps", "an integer >= 0", self.steps)
         require(self.epochs is None or 0 <= self.epochs < inf, f"{section}.epochs", "a finite number >= 0", self.epochs)
         require(0 < self.learning_rate < inf, f"{section}.learning_rate", "a finite number > 0", self.learning_rate)
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"{section}.{name}", "a number in [0, 1)", getattr(self, name))
         require(0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1, f"{section}.warmup",
                 f"warmup and decay >= 0 that sum to at most 1 (decay is {self.decay})", self.warmup)
         require(0 <= self.ema_decay < 1, f"{section}.ema_decay", "a number in [0, 1)", self.ema_decay)
@@ -86,6 +94,11 @@ class PrivateConfig(PhaseConfig):
     """Adam's peak learning rate."""
     warmup: float = 0.0
     """The fraction of the steps over which the learning rate rises from zero."""
+    noise_correction: bool = False
+    """Adam's second moment without the known variance of the DP noise (DP-AdamBC; Tang et al., arXiv 2312.14334). Wants another learning rate."""
+    noise_floor: float = 1.0
+    """For noise_correction: what is left is raised to at least this many standard errors that its estimate has under noise alone."""
 
     def __post_init__(self) -> None:
+        require(0 < self.noise_floor < inf, "private.noise_floor", "a finite number > 0", self.noise_floor)
         self._check("private")

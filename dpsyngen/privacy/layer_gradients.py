@@ -27,6 +27,8 @@ _POSITIONS_FOR_LINES = 256
 # A Linear's gradient stays a sum of outer products where those take at most this fraction of the matrix's memory, as in layers that
 # see one vector per row (embeddings of sigma and class, modulations) while K is small.
 _OUTER_PRODUCTS_SAVE = 4
+# Outer products of a longer vector count as not finite, so that no product of scale and vector can overflow float32 or lose its bits.
+_LONGEST_VECTOR = 1e14
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ class OuterProducts:
         """An upper bound on each matrix's L2 norm, float64 [B], too large by a relative 2^-20 at most unless the T terms cancel.
 
         The norm from the terms' inner products is exact to float64; added is what float32 can lose in scaling and multiplying terms
-        that cancel, so that the bound holds for what `weighted_sum` adds up.
+        that cancel, so that the bound holds for what `weighted_sum` adds up. Infinite where vectors are too long to be scaled in float32.
         """
         left, right = self.left.double(), self.right.double()
         inner = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
-        terms = (left.norm(dim=2) * right.norm(dim=2)).sum(dim=1)
-        return inner.sum(dim=(1, 2)).clamp(min=0).sqrt() + 2**-20 * terms
+        lengths = torch.stack([left.norm(dim=2), right.norm(dim=2)])
+        norms = inner.sum(dim=(1, 2)).clamp(min=0).sqrt() + 2**-20 * lengths.prod(dim=0).sum(dim=1)
+        return norms.masked_fill((lengths > _LONGEST_VECTOR).any(dim=2).any(dim=0), torch.inf)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """The sum over b of weights[b] times the matrix of b, float32 [out, in]."""

@@ -71,7 +71,9 @@ class Ledger:
         key = PrivateKey.load(run.key)
         this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
         start = BEFORE_MEANS if reached == 0 and not has_class_means else reached
-        journal.open_attempt(this, start, None if plan is None else plan.record())
+        # A plan that goes on keeps the record it has, whatever this version would add to it, or its steps would be counted as another's.
+        goes_on = plan is not None and plan in (segment.plan for segment in segments_of(journal)[-1:])
+        journal.open_attempt(this, start, None if plan is None or goes_on else plan.record())
         ledger = cls(config, plan, run, key, journal, earlier)
         ledger._tell(journal.segments[-1][1])
         journal.ahead = ledger._tell

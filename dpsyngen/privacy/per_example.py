@@ -66,32 +66,39 @@ class PerExampleGradients:
         """
         return torch.linalg.vector_norm(torch.stack([_norms(gradient) for gradient in self.gradients.values()]), dim=0)
 
-    def clipped_sum(self, clipping_norm: float) -> dict[str, Tensor]:
-        """The sum over examples of each gradient scaled to a norm of at most `clipping_norm`, float32.
+    def clipped_sum(self, clipping_norm: float, stability: float | None = None) -> dict[str, Tensor]:
+        """The sum over examples of each gradient scaled to a norm of at most `clipping_norm` C, float32.
+
+        A gradient g longer than C is scaled to C; with a `stability` gamma each is scaled to g C / (||g|| + gamma), which is shorter than C
+        (AUTO-S; Bu et al., arXiv 2206.07136, equation 3.2).
 
         An example whose gradient isn't finite contributes zero. Scaling and summing are float32 whatever precision the
         gradient was computed in; the bound holds for the rounded values, since it is their norm that was measured.
         """
-        scale, finite = self._scale(clipping_norm)
+        scale, finite = self._scale(clipping_norm, stability)
         keep = None if bool(finite.all()) else finite
         return {name: _weighted_sum(gradient, scale.float(), keep) for name, gradient in self.gradients.items()}
 
-    def truncated_sum(self, clipping_norm: float, unit: float, examples: int) -> dict[str, Tensor]:
+    def truncated_sum(self, clipping_norm: float, unit: float, examples: int, stability: float | None = None) -> dict[str, Tensor]:
         """The exact sum over the first `examples` of each clipped gradient in multiples of `unit`, truncated toward zero: integers in float64.
 
         Truncation makes no coordinate longer, so a contribution's norm stays at most `clipping_norm` / `unit`, which must be 2^20 at most:
         EXACT_ROWS of them sum to at most 2^24 in float32 and 2^33 to less than 2^53 in float64, so no order of summation changes a bit.
         """
-        scale, finite = self._scale(clipping_norm)
+        scale, finite = self._scale(clipping_norm, stability)
         used = torch.arange(len(scale), device=scale.device) < examples
         factors, keep = torch.where(used, scale / unit, 0.0), None if bool(finite.all()) else finite
         return {name: _truncated_sum(gradient, factors, keep) for name, gradient in self.gradients.items()}
 
-    def _scale(self, clipping_norm: float) -> tuple[Tensor, Tensor]:
-        """What each example's gradient is scaled by, float64 [B], and whether it is finite, bool [B]: if not, the scale is zero."""
-        norms = self.norms()
+    def _scale(self, clipping_norm: float, stability: float | None) -> tuple[Tensor, Tensor]:
+        """What each example's gradient is scaled by, float64 [B], and whether it is finite, bool [B]: if not, the scale is zero.
+
+        Squares of entries below 2^-63 may vanish from a norm. What that hides is far shorter than any `stability`, so it stays short.
+        """
+        norms, limit = self.norms(), clipping_norm * (1 - MARGIN)
         finite = torch.isfinite(norms)
-        return torch.where(finite, torch.clamp(clipping_norm * (1 - MARGIN) / norms.clamp(min=1e-30), max=1.0), 0.0), finite
+        scale = torch.clamp(limit / norms.clamp(min=1e-30), max=1.0) if stability is None else limit / (norms + stability)
+        return torch.where(finite, scale, 0.0), finite
 
 
 def _norms(gradient: Gradients) -> Tensor:

@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class PrivacyPlan:
     covariance: CovarianceMechanism | None = None
     """Released together with the class means."""
     secure_noise: bool = False
+    clipping_stability: float | None = None
+    """The public constant gamma of automatic clipping; None: clipping at the norm C."""
     start: int = 0
     """At which of the run's private steps the plan begins; the earlier ones were made under other plans."""
     before: tuple[Mechanism, ...] = ()
@@ -102,6 +104,7 @@ class PrivacyPlan:
             target_epsilon=privacy.epsilon, delta=privacy.delta, expected_size=expected_size, batch_size=config.private.batch_size, steps=steps,
             noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise_multiplier,
             class_means=means, covariance=covariance, secure_noise=privacy.secure_noise,
+            clipping_stability=privacy.clipping_stability if privacy.clipping == "automatic" else None,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class PrivacyPlan:
 
     @classmethod
     def from_record(cls, record: dict[str, Any], before: tuple[Mechanism, ...]) -> "PrivacyPlan":
-        """The plan whose `record` this is; TypeError or LookupError if it is no record."""
+        """The plan whose `record` this is; TypeError or LookupError if it is no record. What older records lack has its default."""
         means, covariance = record["class_means"], record.get("covariance")
         mechanisms = {
             "class_means": None if means is None else ClassMeansMechanism(**means),
@@ -160,6 +163,16 @@ class PrivacyPlan:
         return last
 
     @property
+    def clipping(self) -> Literal["norm", "automatic"]:
+        """How contributions are bounded by C, in the words of `privacy.clipping`."""
+        return "norm" if self.clipping_stability is None else "automatic"
+
+    @property
+    def noise_deviation(self) -> float:
+        """The standard deviation of the noise on each entry of the mean gradient; public."""
+        return self.noise_multiplier * self.clipping_norm / (self.sampling_rate * self.expected_size)
+
+    @property
     def sum_dtype(self) -> torch.dtype:
         """What clipped gradients are summed in: float64 where their sums are integers that must be exact."""
         return torch.float64 if self.secure_noise else torch.float32
@@ -181,13 +194,13 @@ class PrivacyPlan:
         return stream("draws", attempt=attempt, step=step, chunk=chunk)
 
     def clip_and_sum(self, record: PerExampleGradients, examples: int) -> dict[str, Tensor]:
-        """The sum over the first `examples`, all but padding, of their gradients, already averaged over K, each clipped to C.
+        """The sum over the first `examples`, all but padding, of their gradients, already averaged over K, each scaled to a norm of at most C.
 
         Under secure noise the unit is a step of the noise's grid.
         """
         if self.secure_noise:
-            return record.truncated_sum(self.clipping_norm, self._grid.step, examples)
-        return record.clipped_sum(self.clipping_norm)
+            return record.truncated_sum(self.clipping_norm, self._grid.step, examples, self.clipping_stability)
+        return record.clipped_sum(self.clipping_norm, self.clipping_stability)
 
     def privatise(self, total: dict[str, Tensor], key: PrivateKey, attempt: int, step: int) -> dict[str, Tensor]:
         """The noisy mean gradient from the sum over the whole logical batch, float32: noise once, then a fixed divisor.

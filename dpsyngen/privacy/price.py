@@ -40,6 +40,7 @@ def price(plan: PrivacyPlan, *, renyi: bool = False) -> dict[str, Any]:
         "steps": plan.steps,
         "noise_multiplicity": plan.noise_multiplicity,
         "clipping_norm": plan.clipping_norm,
+        "clipping": plan.clipping,
         "mechanisms": [
             asdict(mechanism) | {"epsilon_alone": accounting.epsilon_of((mechanism,), plan.delta)}  # type: ignore[call-overload]
             for mechanism in mechanisms
@@ -59,7 +60,7 @@ def price_tables(result: dict[str, Any], title: str) -> tuple[Table, Table]:
         ("sampling rate q", f"{result['sampling_rate']:.6g}, batches of {result['expected_batch_size']:,} on average"),
         ("steps", f"{result['steps']:,}"),
         ("noise multiplicity K", noise),
-        ("clipping norm C", f"{result['clipping_norm']:g}"),
+        ("clipping norm C", f"{result['clipping_norm']:g}" + (", automatic" if result["clipping"] == "automatic" else "")),
         ("delta", f"{result['delta']:g}"),
         ("accountant", result["accountant"]),
         ("discretisation", f"{result['discretisation']:.3g}"),

@@ -96,6 +96,7 @@ def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
         mechanisms.append({
             "name": "DP-SGD", "type": "Poisson-subsampled Gaussian", "steps": spending.steps, "noise_multiplier": plan.noise_multiplier,
             "sampling_rate": plan.sampling_rate, "expected_batch_size": plan.batch_size, "clipping_norm": plan.clipping_norm,
+            "clipping": plan.clipping, **({} if plan.clipping_stability is None else {"clipping_stability": plan.clipping_stability}),
             "noise_multiplicity": plan.noise_multiplicity,
         })  # fmt: skip
     return mechanisms

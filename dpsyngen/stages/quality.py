@@ -58,7 +58,7 @@ def trained(config: RunConfig, images: Images, steps: int, batch: int, compute: 
         return {}
 
     phase = Phase("synthetic", config.synthetic, steps, gradient, denoiser)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.synthetic.learning_rate)
+    optimizer = phase.optimizer()
     average = moving_average(denoiser, config.synthetic.ema_decay)
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -15,6 +15,8 @@ from dpsyngen.stages.elbows import RULE
 from dpsyngen.stages.reference import Reference
 from dpsyngen.stages.survey import REFERENCE, Distance, Effort, Survey
 
+_OPTIMISER = ("learning_rate", "beta1", "beta2", "warmup", "decay", "decay_shape", "ema_decay")
+
 
 def as_json(survey: Survey, config: RunConfig, reference: Reference, effort: Effort) -> dict[str, Any]:
     """stages.json: every curve, what it was measured with, and what is proposed by which rule."""
@@ -24,7 +26,7 @@ def as_json(survey: Survey, config: RunConfig, reference: Reference, effort: Eff
         "settings": {
             "seed": config.seed, "steps": effort.steps, "batch": effort.batch, "tolerance": effort.tolerance,
             "image_shape": list(config.data.image_shape), "network": unconvert(config.network), "precision": config.compute.precision,
-            "optimiser": {name: getattr(config.synthetic, name) for name in ("learning_rate", "warmup", "decay", "ema_decay")},
+            "optimiser": {name: getattr(config.synthetic, name) for name in _OPTIMISER},
             "family_options": {name: options_of(name, config.synthetic) for name in survey.families},
         },
         "log_sigma": survey.log_sigma.tolist(),
