@@ -243,7 +243,8 @@ def test_neither_processes_nor_chunks_at_once_change_the_gradient(tmp_path: Path
     drawn = []
     for processes in (1, 3):
         steps = [step_of(tmp_path, config, plan, dataset(), rank, processes) for rank in range(processes)]
-        drawn.append(Draws.cat([step._rows(piece, 0)[1] for step in steps for pieces in step.compute.deal(batch, config.compute) for piece in pieces]))
+        pieces = [(step, piece) for step in steps for together in step.compute.deal(batch, config.compute) for piece in together]
+        drawn.append(Draws.cat([step._rows(piece, 0)[1] for step, piece in pieces]))
     assert all(torch.equal(one, other) for one, other in zip(*(vars(draws).values() for draws in drawn), strict=True))
 
 
