@@ -1,15 +1,17 @@
 """The denoising loss of one image per row; who averages over what is the caller's business."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpsyngen.augmentation import Augmentation, moved
+from dpsyngen.config import PhaseConfig, PrivateConfig
 from dpsyngen.denoiser import Denoiser
-from dpsyngen.sigma_draws import SigmaDraw, sigma_of
+from dpsyngen.sigma_draws import SigmaDraw, sigma_of, stratified
 
 
 class DrawSource(Protocol):
@@ -24,32 +26,61 @@ class DrawSource(Protocol):
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one forward pass over N rows: sigma float32 [N], noise float32 [N, C, H, W], labels int64 [N] after dropout."""
+    """The randomness of one forward pass over N rows: sigma float32 [N], noise float32 [N, C, H, W], labels int64 [N] after dropout,
+    moves int64 [N, 3] as in `Augmentation.draw`, or None where images stay as they are.
+    """
 
     sigma: Tensor
     noise: Tensor
     labels: Tensor
+    moves: Tensor | None = None
 
     def to(self, device: torch.device) -> "Draws":
         """The same draws on another device."""
-        return Draws(self.sigma.to(device), self.noise.to(device), self.labels.to(device))
+        return self._each(lambda values: values.to(device))
 
     def rows(self, which: slice | Tensor) -> "Draws":
         """The draws of some rows: a slice, or bool [N]."""
-        return Draws(self.sigma[which], self.noise[which], self.labels[which])
+        return self._each(lambda values: values[which])
 
     @classmethod
     def cat(cls, parts: "Sequence[Draws]") -> "Draws":
         """The draws of several chunks, one after another."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("sigma", "noise", "labels")))
+        sigma, noise, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("sigma", "noise", "labels"))
+        moves = [part.moves for part in parts if part.moves is not None]
+        return cls(sigma, noise, labels, torch.cat(moves) if moves else None)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        return Draws(change(self.sigma), change(self.noise), change(self.labels), None if self.moves is None else change(self.moves))
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How the K draws of an image differ: by default all are independent and the image stays as it is (docs/method.md, "What the K draws vary")."""
+
+    sigma_stratified: bool = False
+    antithetic: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @classmethod
+    def of(cls, phase: PhaseConfig) -> "Variation":
+        """That of a phase; programmatic images aren't augmented, their families vary them."""
+        augmentation = Augmentation(phase.augment_flip, phase.augment_shift) if isinstance(phase, PrivateConfig) else Augmentation()
+        return cls(phase.sigma_stratified, phase.antithetic, augmentation)
+
+
+AS_THEY_ARE = Variation()
+"""Independent draws, images as they are."""
 
 
 def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | None = None) -> Tensor:
     """Weighted squared error per image, float32 [N] (Karras et al., equation 2).
 
-    x float32 [N, C, H, W] in [-1, 1]. The weight 1 / c_out^2 makes the network's own target unit-variance at every
-    sigma; the square is averaged over pixels and never over rows, so that no row's loss depends on another's.
+    x float32 [N, C, H, W] in [-1, 1], before the moves of `draws`; the hint isn't moved. The weight 1 / c_out^2 makes the network's own target
+    unit-variance at every sigma; the square is averaged over pixels and never over rows, so that no row's loss depends on another's.
     """
+    if draws.moves is not None:
+        x = moved(x, draws.moves)
     denoised = denoiser(x + draws.sigma[:, None, None, None] * draws.noise, draws.sigma, draws.labels, hint)
     _, c_out, _ = denoiser.coefficients(draws.sigma)
     return torch.mean((denoised - x) ** 2, dim=(1, 2, 3)) / c_out**2
@@ -63,10 +94,21 @@ def draw(
     *,
     label_dropout: float,
     null_label: int,
+    copies: int = 1,
+    variation: Variation = AS_THEY_ARE,
 ) -> Draws:
-    """Randomness for len(labels) rows, all from `rng`: sigma, unit noise, labels dropped to the null label."""
-    rows = len(labels)
-    sigma = sigma_of(sigma_draw, rng.random(rows))
+    """Randomness for len(labels) rows, all from `rng`: sigma, unit noise, labels dropped to the null label, moves.
+
+    Each `copies` adjacent rows are one image's, an even number if antithetic. Their joint distribution is the same for every image, and they
+    are independent of other images' rows; the guarantee needs both.
+    """
+    rows, twins = len(labels), 2 if variation.antithetic else 1
+    uniform = rng.random(rows // twins)
+    if variation.sigma_stratified:
+        uniform = stratified(uniform, copies // twins)
+    sigma = sigma_of(sigma_draw, uniform).repeat_interleave(twins)
     dropped = torch.from_numpy(rng.random(rows) < label_dropout)
-    noise = torch.from_numpy(rng.standard_normal((rows, *image_shape), dtype=np.float32))
-    return Draws(sigma, noise, torch.where(dropped, null_label, labels))
+    noise = torch.from_numpy(rng.standard_normal((rows // twins, *image_shape), dtype=np.float32))
+    if variation.antithetic:
+        noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
+    return Draws(sigma, noise, torch.where(dropped, null_label, labels), variation.augmentation.draw(rng.random, rows))

@@ -13,7 +13,7 @@ from dpsyngen.data import Dataset, SyntheticImages
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.hints import synthetic_hints
-from dpsyngen.loss import Draws, denoising_loss, draw
+from dpsyngen.loss import Draws, Variation, denoising_loss, draw
 from dpsyngen.noise_levels import Stage, turns
 
 # (places of the images in an endless sequence int64 [n], rng) -> images float32 [n, C, H, W], labels int64 [n], hints like the images or None
@@ -148,6 +148,7 @@ class OrdinaryStep:
             draws = draw(
                 rng, lesson.stage.sigma_draw, labels.repeat_interleave(copies), self.config.data.image_shape,
                 label_dropout=self.config.network.label_dropout, null_label=lesson.denoiser.null_label,
+                copies=copies, variation=Variation.of(self.phase),
             )  # fmt: skip
             wanted = torch.from_numpy(inside[mine])
             rows = draws.rows(wanted.repeat_interleave(copies))

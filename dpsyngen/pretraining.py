@@ -19,14 +19,17 @@ def take_up(config: RunConfig, denoiser: nn.Module, compute: Compute) -> bool:
 
     Raises InputError if they are there and damaged.
     """
-    found = None if config.synthetic.cache is None else load_newest(_place(config, compute), quiet=not compute.is_main)
+    if config.synthetic.cache is None:
+        return False
+    place = Path(config.synthetic.cache) / _name(config, compute)
+    found = load_newest(place, quiet=not compute.is_main)
     if found is None:
         return False
     parameters = dict(denoiser.named_parameters())
     for name, tensor in found.tensors.items():
         parameters[name].data.copy_(tensor)
     if compute.is_main:
-        sys.stderr.write(f"synthetic phase: taken from {_place(config, compute)}\n")
+        sys.stderr.write(f"synthetic phase: taken from {place}\n")
     return True
 
 
@@ -34,15 +37,14 @@ def keep(config: RunConfig, denoiser: nn.Module, compute: Compute) -> None:
     """Leave the weights after the synthetic phase in `synthetic.cache`, if there is one. Raises InputError if it can't be written."""
     if config.synthetic.cache is not None and compute.is_main:
         weights = {name: parameter.data for name, parameter in denoiser.named_parameters()}
-        save_checkpoint(_place(config, compute), 0, Checkpoint(weights, {"run": config.name}), keep=1)
+        save_checkpoint(Path(config.synthetic.cache) / _name(config, compute), 0, Checkpoint(weights, {"run": config.name}), keep=1)
 
 
-def _place(config: RunConfig, compute: Compute) -> Path:
-    """A directory named by all that decides the weights: settings and code; hints are settings of programmatic images as well."""
+def _name(config: RunConfig, compute: Compute) -> str:
+    """A name that follows from all that decides the weights: settings and code; hints have settings of programmatic images as well."""
     hints = {name: value for name, value in vars(config.hints).items() if name in ("kind", "centre") or name.startswith("synthetic_")}
     data = config.data.image_shape, config.data.num_classes
     arithmetic = config.compute.precision, config.compute.chunk_size, compute.device.type
     parts = (config.seed, *data, config.network, config.stages.holder, stages_of(config, "synthetic"), hints,
              replace(config.synthetic, cache=None), *arithmetic, code_digest())  # fmt: skip
-    assert config.synthetic.cache is not None
-    return Path(config.synthetic.cache) / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

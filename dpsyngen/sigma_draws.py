@@ -27,6 +27,15 @@ def sigma_of(distribution: SigmaDraw, uniform: np.ndarray) -> Tensor:
         return torch.from_numpy(np.exp(distribution.log_sigma(uniform)).astype(np.float32))
 
 
+def stratified(uniform: np.ndarray, strata: int) -> np.ndarray:
+    """Uniforms in [0, 1), float64 [n * strata], of which each `strata` adjacent ones lie one in each of as many equal parts of [0, 1).
+
+    From independent ones of that shape: u becomes (k + u) / strata in part k. A random one of `strata` adjacent results is uniform again.
+    """
+    parts = (np.arange(strata) + uniform.reshape(-1, strata)) / strata
+    return np.minimum(parts, _LARGEST_UNIFORM).ravel()
+
+
 @dataclass(frozen=True)
 class TruncatedNormal:
     """ln sigma ~ N(mean, std^2) truncated to [lower, upper], whose ends may be infinite, and renormalised (the draw of EDM, Karras et al.,

@@ -40,8 +40,10 @@ _replay = _in("test_replay.py")
 _custom = _in("test_custom_stages.py")
 _prototypes = _in("test_prototypes.py")
 _covariance = _in("test_covariance.py")
+_multiplicity = _in("test_multiplicity.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
+LOSS = "dpsyngen/loss.py"
 REPLAY = "dpsyngen/replay.py"
 CONFIG = "dpsyngen/config/__init__.py"
 PHASES = "dpsyngen/phases.py"
@@ -116,6 +118,24 @@ MUTATIONS = (
         "labels.repeat_interleave(copies)",
         "labels.repeat(copies)",
         BRUTE_FORCE,
+    ),
+    Mutation(
+        "strata spread over several images", 3, LOSS,
+        "stratified(uniform, copies // twins)",
+        "stratified(uniform, len(uniform))",
+        _multiplicity("an_image_has_one_sigma_in_each_stratum_and_all_together_follow_the_draw"),
+    ),
+    Mutation(
+        "opposite noise for another image", 3, LOSS,
+        "torch.stack([noise, -noise], dim=1).flatten(0, 1)",
+        "torch.cat([noise, -noise])",
+        _multiplicity("opposite_noise_comes_in_pairs_of_an_image_with_one_sigma"),
+    ),
+    Mutation(
+        "rows mixed with another image", 3, LOSS,
+        "x = moved(x, draws.moves)",
+        "x = moved(0.9 * x + 0.1 * x.flip(0), draws.moves)",
+        _multiplicity("an_images_rows_are_made_of_that_image_alone"),
     ),
     Mutation(
         "stage chosen by the data", 3, STEP,
@@ -564,8 +584,8 @@ MUTATIONS = (
     ),
     Mutation(
         "threads and device left out of the fingerprint", 9, JOURNAL,
-        "*versions, kind,",
-        "*versions,",
+        "code_digest(), kind,",
+        "code_digest(),",
         _ledger("another_number_of_threads_is_charged", "another_device_kind_is_charged"),
     ),
     Mutation(

@@ -17,6 +17,10 @@ class PhaseConfig:
     """Images a step."""
     noise_multiplicity: int = 4
     """Draws of (sigma, noise) per image."""
+    sigma_stratified: bool = False
+    """Whether the sigmas of an image's K draws come one from each of K equally likely parts of the draw, instead of independently."""
+    antithetic: bool = False
+    """Whether an image's K draws are K / 2 pairs with the same sigma and opposite noise; K must be even."""
     steps: int | None = None
     """Steps of this phase."""
     epochs: float | None = 300
@@ -52,6 +56,8 @@ class PhaseConfig:
     def _check(self, section: str) -> None:
         require(self.batch_size >= 1, f"{section}.batch_size", "an integer >= 1", self.batch_size)
         require(self.noise_multiplicity >= 1, f"{section}.noise_multiplicity", "an integer >= 1", self.noise_multiplicity)
+        require(not self.antithetic or self.noise_multiplicity % 2 == 0, f"{section}.antithetic",
+                f"false, since {section}.noise_multiplicity = {self.noise_multiplicity} makes no pairs", self.antithetic)
         require((self.steps is None) != (self.epochs is None), f"{section}.steps", f"either this or {section}.epochs to be set", self.steps)
         require(self.steps is None or self.steps >= 0, f"{section}.steps", "an integer >= 0", self.steps)
         require(self.epochs is None or 0 <= self.epochs < inf, f"{section}.epochs", "a finite number >= 0", self.epochs)
@@ -90,6 +96,10 @@ class PrivateConfig(PhaseConfig):
     """The expected size of a Poisson batch; q = batch_size / expected_size."""
     noise_multiplicity: int = 32
     """K, the draws of (sigma, noise) per image, averaged before clipping (Dockhorn et al., section 3.2)."""
+    augment_flip: bool = False
+    """Whether each of an image's K draws mirrors it left to right with probability 1/2; not for digits or text."""
+    augment_shift: int = 0
+    """Each of an image's K draws shifts it by up to so many pixels in each direction, repeating the border; samples are shifted as well."""
     learning_rate: float = 3e-4
     """Adam's peak learning rate."""
     warmup: float = 0.0
@@ -102,3 +112,4 @@ class PrivateConfig(PhaseConfig):
     def __post_init__(self) -> None:
         require(0 < self.noise_floor < inf, "private.noise_floor", "a finite number > 0", self.noise_floor)
         self._check("private")
+        require(self.augment_shift >= 0, "private.augment_shift", "an integer >= 0", self.augment_shift)

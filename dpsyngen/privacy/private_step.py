@@ -10,7 +10,7 @@ from dpsyngen.compute import Compute, Piece
 from dpsyngen.config import RunConfig
 from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser
-from dpsyngen.loss import Draws, denoising_loss, draw
+from dpsyngen.loss import Draws, Variation, denoising_loss, draw
 from dpsyngen.noise_levels import turns
 from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.per_example import PerExampleGradients, recording
@@ -86,6 +86,7 @@ class PrivateStep:
             self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.sigma_draw,
             labels.repeat_interleave(copies), config.data.image_shape,
             label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
+            copies=copies, variation=Variation.of(config.private),
         )  # fmt: skip
         return images[part], drawn.rows(slice(part.start * copies, part.stop * copies))
 
