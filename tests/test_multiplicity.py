@@ -255,7 +255,8 @@ def test_unprotected_images_are_varied_in_the_same_way_and_programmatic_ones_not
     config, images = config_with(EVERYTHING, chunk_size=8), dataset()
     denoiser, stage = randomised(config), stages_of(config, "private")[0]
     assert isinstance(denoiser, Denoiser)
-    OrdinaryStep((Lesson(stage, denoiser, nonprivate_batches(images)),), 8, config.private, config, Compute(torch.device("cpu")), public=True)(5)
+    lesson = Lesson(stage, denoiser, nonprivate_batches(images, denoiser))
+    OrdinaryStep((lesson,), 8, config.private, config, Compute(torch.device("cpu")), public=True)(5)
     found = flat(parameter.grad for parameter in denoiser.parameters() if parameter.grad is not None)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((config.seed, 5, 0))))
     chosen = images.batch(rng.integers(40, size=8))
