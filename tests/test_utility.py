@@ -1,6 +1,7 @@
 """python -m benchmarks.utility: its rows, what they are said to cost, one run of a tiny row, its table; and what it refuses."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.utility.results import read_results
 from benchmarks.utility.rows import read_rows
 from dpsyngen.cli import read_config
 from dpsyngen.denoiser import build_denoiser
+from dpsyngen.noise_levels import karras_grid
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sweep.cells import Job
 
@@ -66,8 +68,12 @@ def test_rows_are_counted_as_the_phases_compute_them():
     assert dpdm.private == pytest.approx(300 * 60_000 * 32, rel=1e-3)
     assert dpdm.training == 3 * dpdm.forward * dpdm.private
     flags = ["--sampling.sampler=heun", "--sampling.steps=18", "--sampling.guidance=2", "--synthetic.steps=7", "--private.steps=5"]
-    staged = cost_of(read_config([ROOT / "configs/mnist/dp_syngen.yaml"], flags))
+    recipe = ROOT / "configs/mnist/dp_syngen.yaml"
+    staged = cost_of(read_config([recipe], flags))
     assert (staged.synthetic, staged.replayed, staged.private, staged.drawn) == (7 * 128, 5 * 128, 5 * 256 * 2, 10_000 * 35 * 2)
+    closed = ["--stages.closed_form=true", "--hints.covariance_rank=8", "--stages.tau2=1.7", "--sampling.steps=20", "--sampling.sigma_max=40"]
+    levels = karras_grid(20, 0.002, 40, 7)[:-1]
+    assert cost_of(read_config([recipe], closed)).drawn == 10_000 * int((levels <= math.exp(1.7)).sum()) < 10_000 * 20
 
 
 @pytest.fixture
@@ -143,6 +149,7 @@ def test_only_the_newest_settings_of_a_row_are_in_the_table(tiny, tmp_path):
         (["--row", "none"], "--row none: expected one of plain, hinted"),
         (["--all", "--privacy.epsilon=x"], "rows.yaml: rows: plain: --privacy.epsilon: expected a number, got 'x'"),
         (["--all", "--data.public=false"], "rows.yaml: rows: plain: data.public: expected true"),
+        (["--all", "--synthetic.cache=cache"], "rows.yaml: rows: plain: synthetic.cache: expected null"),
         (["--all", "--page=none.md"], "none.md: expected a page with"),
         (["--all", "--privacy.epsilon=1", f"--page={PAGE}"], "--privacy.epsilon: expected --results and --page beside it"),
     ],

@@ -8,6 +8,7 @@ programmatic images take beside that isn't counted.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.launcher import settled
-from dpsyngen.noise_levels import stages
+from dpsyngen.noise_levels import karras_grid, stages
 from dpsyngen.phases import expert, replay_batch_size
 
 TRAINING_PASSES = 3
@@ -32,7 +33,7 @@ class Cost:
     """What a run computes. Rows are noisy images that the denoiser is trained on."""
 
     forward: int
-    """FLOPs of one evaluation of the denoiser on one image."""
+    """FLOPs of one evaluation of the denoiser's network on one image."""
     synthetic: int
     """Rows of programmatic images in the synthetic phase: steps x batch size x K."""
     replayed: int
@@ -40,7 +41,7 @@ class Cost:
     private: int
     """Rows of private images, as many as are expected: steps x batch size x K."""
     drawn: int
-    """Evaluations of the denoiser on one image that sampling takes."""
+    """Evaluations of the network on one image that sampling takes."""
 
     @property
     def training(self) -> int:
@@ -60,14 +61,12 @@ def cost_of(config: RunConfig) -> Cost:
         raise InputError("data.expected_size: expected a number, since null counts the private images")
     private_steps = config.private_steps(size)
     replayed = private_steps * replay_batch_size(config) if config.stages.replays else 0
-    sampling = config.sampling
-    evaluations = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
     return Cost(
         forward=_forward(config),
         synthetic=config.synthetic.planned_steps(size) * _rows(config.synthetic) if config.uses_synthetic else 0,
         replayed=replayed * config.synthetic.noise_multiplicity,
         private=private_steps * _rows(config.private),
-        drawn=sampling.num_images * evaluations * (1 if sampling.guidance in (0, 1) else 2),
+        drawn=config.sampling.num_images * _evaluations(config),
     )
 
 
@@ -75,10 +74,19 @@ def _rows(phase: PhaseConfig) -> int:
     return phase.batch_size * phase.noise_multiplicity
 
 
+def _evaluations(config: RunConfig) -> int:
+    """How often the network is asked to draw one image: where stages.closed_form answers for it, it isn't."""
+    sampling = config.sampling
+    sigmas = karras_grid(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho)[:-1]
+    asked = torch.cat([sigmas, sigmas[1:]]) if sampling.sampler == "heun" else sigmas
+    by_network = int((asked.log() <= (config.stages.tau2 if config.stages.closed_form else math.inf)).sum())
+    return by_network * (1 if sampling.guidance in (0, 1) else 2)
+
+
 def _forward(config: RunConfig) -> int:
     network = expert(build_denoiser(config), stages(config)[0].name)  # all are alike
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *config.data.image_shape), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+        network(torch.zeros(1, *config.data.image_shape), torch.full((1,), config.sampling.sigma_min), torch.zeros(1, dtype=torch.int64))
     return int(counter.get_total_flops())
 
 

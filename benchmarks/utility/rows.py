@@ -72,6 +72,8 @@ def _config(files: Sequence[str], fields: dict[str, Any], overrides: Sequence[st
         raise InputError(f"{where}: {error}") from None
     if not config.data.public:
         raise InputError(f"{where}: data.public: expected true, since what a row comes to is published, and its metrics and times are not private")
+    if config.synthetic.cache is not None:
+        raise InputError(f"{where}: synthetic.cache: expected null, since the row's minutes are those of all that it takes")
     return config
 
 
