@@ -38,8 +38,8 @@ OPTIONS = {
 SOURCES = {"default": KEY.substream, "secure": KEY.secure_stream}
 
 
-def config_with(options: dict[str, int], **settings: int) -> RunConfig:
-    config = tiny_config(copies=K, **settings)
+def config_with(options: dict[str, int], hints: str = "none", **settings: int) -> RunConfig:
+    config = tiny_config(copies=K, hints=hints, **settings)
     return dataclasses.replace(config, private=dataclasses.replace(config.private, **options))
 
 
@@ -231,18 +231,15 @@ def test_an_images_rows_are_made_of_that_image_alone(secure: bool, tmp_path: Pat
     assert not torch.equal(found[0][0][3], found[1][0][3])
 
 
-@pytest.mark.parametrize("kind", ["none", "class_means"])
-def test_hints_stay_or_are_moved_with_their_image(kind: str, tmp_path: Path) -> None:
+def test_hints_stay_or_are_moved_with_their_image(tmp_path: Path) -> None:
     """One step's gradient against rows by hand whose hint is moved by hand, and with the setting off the class mean as it is."""
     means = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, (3, 1, 8, 8)).astype(np.float32))
     null = means.mean(dim=0, keepdim=True)
     found = {}
     for hints_moved in (False, True):
-        config = config_with(EVERYTHING | {"augment_hints": hints_moved and kind != "none"}, batch_size=40, chunk_size=8)
-        config = dataclasses.replace(config, hints=dataclasses.replace(config.hints, kind=kind))
+        config = config_with(EVERYTHING | {"augment_hints": hints_moved}, batch_size=40, chunk_size=8, hints="class_means")
         step = step_of(tmp_path, config, plan_with(config, noise_multiplier=0.0, clipping_norm=1e6), dataset(5))
-        if kind != "none":
-            step.denoiser.set_class_means(means)
+        step.denoiser.set_class_means(means)
         found[hints_moved] = flat(iter(gradients(step).values())) * 40
         images, labels = step.dataset.batch(np.arange(5))
         moves = draw(KEY.substream("draws"), step.sigma_draw, labels.repeat_interleave(K), (1, 8, 8), label_dropout=0.1, null_label=3, copies=K,
@@ -257,7 +254,7 @@ def test_hints_stay_or_are_moved_with_their_image(kind: str, tmp_path: Path) -> 
             loss = loss + denoising_loss(step.denoiser, x, draws, hint).mean()
         expected = flat(iter(torch.autograd.grad(loss, list(step.denoiser.parameters()))))
         assert (found[hints_moved] - expected).norm() < 3e-4 * expected.norm()
-    assert torch.equal(found[False], found[True]) == (kind == "none")
+    assert (found[True] - found[False]).norm() > 0.1 * found[False].norm()
 
 
 def test_neither_processes_nor_chunks_at_once_change_the_gradient(tmp_path: Path) -> None:
