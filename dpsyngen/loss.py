@@ -61,26 +61,32 @@ class Variation:
     sigma_stratified: bool = False
     antithetic: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
+    hints_moved: bool = False
+    """Whether class means as hints are moved with the image."""
 
     @classmethod
     def of(cls, phase: PhaseConfig) -> "Variation":
         """That of a phase; programmatic images aren't augmented, their families vary them."""
-        augmentation = Augmentation(phase.augment_flip, phase.augment_shift) if isinstance(phase, PrivateConfig) else Augmentation()
-        return cls(phase.sigma_stratified, phase.antithetic, augmentation)
+        if not isinstance(phase, PrivateConfig):
+            return cls(phase.sigma_stratified, phase.antithetic)
+        return cls(phase.sigma_stratified, phase.antithetic, Augmentation(phase.augment_flip, phase.augment_shift), phase.augment_hints)
 
 
 AS_THEY_ARE = Variation()
 """Independent draws, images as they are."""
 
 
-def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | None = None) -> Tensor:
+def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | None = None, *, hints_moved: bool = False) -> Tensor:
     """Weighted squared error per image, float32 [N] (Karras et al., equation 2).
 
-    x float32 [N, C, H, W] in [-1, 1], before the moves of `draws`; the hint isn't moved. The weight 1 / c_out^2 makes the network's own target
-    unit-variance at every sigma; the square is averaged over pixels and never over rows, so that no row's loss depends on another's.
+    x float32 [N, C, H, W] in [-1, 1], before the moves of `draws`, which class means as hints follow if `hints_moved`. The weight 1 / c_out^2
+    makes the network's own target unit-variance at every sigma; the square is averaged over pixels and never over rows, so that no row's loss
+    depends on another's.
     """
     if draws.moves is not None:
         x = moved(x, draws.moves)
+        if hints_moved and hint is None:
+            hint = moved(denoiser.class_means[draws.labels], draws.moves)
     denoised = denoiser(x + draws.sigma[:, None, None, None] * draws.noise, draws.sigma, draws.labels, hint)
     _, c_out, _ = denoiser.coefficients(draws.sigma)
     return torch.mean((denoised - x) ** 2, dim=(1, 2, 3)) / c_out**2

@@ -122,11 +122,15 @@ class OrdinaryStep:
             images, draws, hints = zip(*shares, strict=True)
             x, hint = self._copied(images), None if hints[0] is None else self._copied(hints)
             with self.compute.autocast():
-                losses = denoising_loss(lesson.denoiser, x, Draws.cat(draws).to(self.compute.device), hint)
+                losses = denoising_loss(lesson.denoiser, x, Draws.cat(draws).to(self.compute.device), hint, hints_moved=self._variation.hints_moved)
                 loss = losses.sum() * (lesson.factor / rows)
             loss.backward()
             share += loss.detach()
         return share
+
+    @property
+    def _variation(self) -> Variation:
+        return Variation.of(self.phase)
 
     def _copied(self, images: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(images).to(self.compute.device).repeat_interleave(self.phase.noise_multiplicity, dim=0)
@@ -148,7 +152,7 @@ class OrdinaryStep:
             draws = draw(
                 rng, lesson.stage.sigma_draw, labels.repeat_interleave(copies), self.config.data.image_shape,
                 label_dropout=self.config.network.label_dropout, null_label=lesson.denoiser.null_label,
-                copies=copies, variation=Variation.of(self.phase),
+                copies=copies, variation=self._variation,
             )  # fmt: skip
             wanted = torch.from_numpy(inside[mine])
             rows = draws.rows(wanted.repeat_interleave(copies))

@@ -38,8 +38,8 @@ OPTIONS = {
 SOURCES = {"default": KEY.substream, "secure": KEY.secure_stream}
 
 
-def config_with(options: dict[str, int], **settings: int) -> RunConfig:
-    config = tiny_config(copies=K, **settings)
+def config_with(options: dict[str, int], hints: str = "none", **settings: int) -> RunConfig:
+    config = tiny_config(copies=K, hints=hints, **settings)
     return dataclasses.replace(config, private=dataclasses.replace(config.private, **options))
 
 
@@ -231,6 +231,32 @@ def test_an_images_rows_are_made_of_that_image_alone(secure: bool, tmp_path: Pat
     assert not torch.equal(found[0][0][3], found[1][0][3])
 
 
+def test_hints_stay_or_are_moved_with_their_image(tmp_path: Path) -> None:
+    """One step's gradient against rows by hand whose hint is moved by hand, and with the setting off the class mean as it is."""
+    means = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, (3, 1, 8, 8)).astype(np.float32))
+    null = means.mean(dim=0, keepdim=True)
+    found = {}
+    for hints_moved in (False, True):
+        config = config_with(EVERYTHING | {"augment_hints": hints_moved}, batch_size=40, chunk_size=8, hints="class_means")
+        step = step_of(tmp_path, config, plan_with(config, noise_multiplier=0.0, clipping_norm=1e6), dataset(5))
+        step.denoiser.set_class_means(means)
+        found[hints_moved] = flat(iter(gradients(step).values())) * 40
+        images, labels = step.dataset.batch(np.arange(5))
+        moves = draw(KEY.substream("draws"), step.sigma_draw, labels.repeat_interleave(K), (1, 8, 8), label_dropout=0.1, null_label=3, copies=K,
+                     variation=Variation.of(config.private)).moves  # fmt: skip
+        assert moves is not None
+        loss = torch.zeros(())
+        for i, (x, draws) in enumerate(rows_by_hand(KEY.substream("draws"), step.sigma_draw, images, labels, config.private)):
+            hint = torch.cat([means, null])[draws.labels]
+            if hints_moved:
+                by_hand = [moved_by_hand(m.numpy(), *map(int, move)).copy() for m, move in zip(hint, moves[K * i : K * i + K], strict=True)]
+                hint = torch.from_numpy(np.stack(by_hand))
+            loss = loss + denoising_loss(step.denoiser, x, draws, hint).mean()
+        expected = flat(iter(torch.autograd.grad(loss, list(step.denoiser.parameters()))))
+        assert (found[hints_moved] - expected).norm() < 3e-4 * expected.norm()
+    assert (found[True] - found[False]).norm() > 0.1 * found[False].norm()
+
+
 def test_neither_processes_nor_chunks_at_once_change_the_gradient(tmp_path: Path) -> None:
     config = config_with(EVERYTHING, batch_size=20, chunk_size=4)
     plan = plan_with(config)
@@ -278,6 +304,7 @@ def test_unprotected_images_are_varied_in_the_same_way_and_programmatic_ones_not
          "--synthetic.antithetic: expected false, since synthetic.noise_multiplicity = 1 makes no pairs, got True"),
         (("--private.augment_shift=-1",), "--private.augment_shift: expected an integer >= 0, got -1"),
         (("--private.augment_shift=15",), "--private.augment_shift: expected at most 14, half of data.image_size, got 15"),
+        (("--private.augment_hints=true", "--hints.kind=none"), "--private.augment_hints: expected false, since hints.kind is none, got True"),
         (("--private.augment_flip=2",), "--private.augment_flip: expected true or false, got 2"),
     ],
 )  # fmt: skip
@@ -288,13 +315,14 @@ def test_what_makes_no_sense_is_refused(flags: tuple[str, ...], said: str) -> No
 
 
 def test_train_runs_with_everything(tmp_path: Path) -> None:
-    options = [f"--private.{name}={str(value).lower()}" for name, value in EVERYTHING.items()]
+    settings = EVERYTHING | {"augment_hints": True}
+    options = [f"--private.{name}={str(value).lower()}" for name, value in settings.items()]
     arguments = small(private_images(tmp_path / "images.npz", channels=3), *options, "--data.channels=3", "--stages.variant=finetune_all",
                       "--synthetic.sigma_stratified=true", "--synthetic.antithetic=true", "--stages.replay=1", "--privacy.secure_noise=true",
                       "--run", tmp_path / "run")  # fmt: skip
     result = launch("train", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
     config = load_run_config(tmp_path / "run")
-    assert {name: getattr(config.private, name) for name in EVERYTHING} == EVERYTHING
+    assert {name: getattr(config.private, name) for name in settings} == settings
     assert config.synthetic.sigma_stratified and config.synthetic.antithetic
     assert (tmp_path / "run" / WEIGHTS).exists()

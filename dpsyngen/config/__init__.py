@@ -300,6 +300,8 @@ class RunConfig:
                      f"at most data.expected_size = {size}, since q = batch_size / expected_size can't exceed 1", self.private.batch_size)
         most = self.data.image_size // 2
         require(self.private.augment_shift <= most, "private.augment_shift", f"at most {most}, half of data.image_size", self.private.augment_shift)
+        require(not self.private.augment_hints or self.hints.kind != "none", "private.augment_hints", "false, since hints.kind is none",
+                self.private.augment_hints)
         require(self.sampling.guidance == 1 or self.data.num_classes > 0, "sampling.guidance",
                  "1, since data.num_classes is 0, so there is no class to guide to", self.sampling.guidance)
         require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",

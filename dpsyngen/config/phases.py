@@ -100,6 +100,8 @@ class PrivateConfig(PhaseConfig):
     """Whether each of an image's K draws mirrors it left to right with probability 1/2; not for digits or text."""
     augment_shift: int = 0
     """Each of an image's K draws shifts it by up to so many pixels in each direction, repeating the border; samples are shifted as well."""
+    augment_hints: bool = False
+    """Whether a draw's hint is mirrored and shifted with its image, so that samples, whose hints are as they are, are not."""
     learning_rate: float = 3e-4
     """Adam's peak learning rate."""
     warmup: float = 0.0

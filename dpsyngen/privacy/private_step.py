@@ -65,9 +65,14 @@ class PrivateStep:
         with recording(self.denoiser, len(rows), copies) as record:
             with self.compute.autocast():
                 x = rows.to(self.compute.device).repeat_interleave(copies, dim=0)
-                losses = denoising_loss(self.denoiser, x, draws.to(self.compute.device)).view(-1, copies).mean(dim=1)
+                rows_losses = denoising_loss(self.denoiser, x, draws.to(self.compute.device), hints_moved=self._variation.hints_moved)
+                losses = rows_losses.view(-1, copies).mean(dim=1)
             losses.sum().backward()
         return record, losses.detach()
+
+    @property
+    def _variation(self) -> Variation:
+        return Variation.of(self.config.private)
 
     def _rows(self, piece: Piece, step: int) -> tuple[Tensor, Draws]:
         """A piece's images, float32 [B, C, H, W], and the draws of their K rows each, from the substream of its chunk.
@@ -86,7 +91,7 @@ class PrivateStep:
             self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.sigma_draw,
             labels.repeat_interleave(copies), config.data.image_shape,
             label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
-            copies=copies, variation=Variation.of(config.private),
+            copies=copies, variation=self._variation,
         )  # fmt: skip
         return images[part], drawn.rows(slice(part.start * copies, part.stop * copies))
 
