@@ -93,7 +93,7 @@ def test_winner_leaves_at_the_price_of_the_selection_once_all_runs_have_ended(en
     said = capsys.readouterr()
     assert said.err.startswith(f"{runs[0]}: failed: evaluate.py: ") and "no winner is chosen before every run has ended" in said.err
     assert not (selection / "winner").exists() and [run.exists() for run in runs] == [True] * RUNS
-    assert files(runs[0]).keys() - {"private/stderr.log"} == before[0].keys()
+    assert files(runs[0]).keys() - {"private/stderr.log", "private/scripts.jsonl"} == before[0].keys()
 
     (runs[0] / "evaluation.png").rmdir()
     call(evaluate_main, "--run", runs[0])  # as the next call would
