@@ -87,8 +87,8 @@ class StagesConfig:
     """Stages of your own, [{name: fine, source: synthetic, upper: -2, family: dead_leaves}, {name: rest, source: private, lower: -2}], with
     bounds on ln sigma that are open where left out; further entries: weight, options, replay, sigma_draw, p_mean, p_std, sigma_weights."""
     closed_form: bool = False
-    """Draw the coarse stage, ln sigma above tau2, by the closed form for Gaussians around the hints, with the DP covariance of
-    hints.covariance_rank, instead of by the network."""
+    """Draw the coarse stage, ln sigma above tau2, by the closed form for Gaussians around the hints, whose covariance the
+    hints must have, instead of by the network."""
     replay: float = 0.0
     """Weight of the gradient on programmatic images that each private step adds, after clipping and noise, so that what they taught stays;
     at 1 it is clipped to the norm that a private image has at most. It costs no privacy. Needs the shared holder."""
