@@ -5,7 +5,8 @@
 The plain painter draws dead leaves with the same statistics as the family's defaults, one image after the other, one mask over the whole
 image for each leaf. All families and the painter take turns, so that whatever else the machine does meets them alike; a ratio is the
 median of the ratios within a turn. A step of the config's synthetic phase is timed with its images made beforehand, in the same turns; a
-share is what making a batch takes of making it and training on it.
+share is what making a batch takes of making it and training on it. Last comes what the config itself does: its own family, with hints, kept
+where `synthetic.distinct` says so; the share is that of all steps together.
 """
 
 import argparse
@@ -86,6 +87,21 @@ def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
     return step
 
 
+def own_batches(config: RunConfig, compute: Compute) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Batches of the config's first synthetic stage with their hints: of images that are new, and of images that were made before."""
+    phase = synthetic_phase(config, build_denoiser(config), compute)
+    if phase is None or not isinstance(phase.gradient, OrdinaryStep):
+        raise InputError(f"stages.variant: expected one with a synthetic phase, got {config.stages.variant}")
+    lesson, rng, made = phase.gradient.lessons[0], np.random.default_rng(0), 0
+
+    def new() -> None:
+        nonlocal made
+        lesson.batches(np.arange(made, made + config.synthetic.batch_size), rng)
+        made += config.synthetic.batch_size
+
+    return new, lambda: lesson.batches(np.arange(config.synthetic.batch_size), rng)  # type: ignore[return-value]
+
+
 def generation(name: str, channels: int, image_size: int, batch: int) -> Callable[[], None]:
     """The next batch of a family with its default options at each call, made as the synthetic phase makes it."""
     images, made = SyntheticImages(name, {}, (channels, image_size, image_size), 0), 0
@@ -133,7 +149,8 @@ def main(argv: list[str]) -> None:
         step = training_step(dataclasses.replace(config, data=data), compute)
         families = {name: generation(name, channels, side, batch) for name in options.families}
         plain = partial(plain_dead_leaves, np.random.default_rng(0), painted, channels, side)
-        seconds = measure({"plain": plain, "step": step} | families, options.repeats, f"{side} x {side} x {channels}")
+        own = dict(zip(("new", "again"), own_batches(dataclasses.replace(config, data=data), compute), strict=True))
+        seconds = measure({"plain": plain, "step": step} | families | own, options.repeats, f"{side} x {side} x {channels}")
         painter = [second * batch / painted for second in seconds["plain"]]
         print(f"\n{side} x {side} x {channels}, batches of {batch}, median of {options.repeats} turns, {torch.get_num_threads()} threads; "
               f"a training step of {options.config} takes {1e3 * statistics.median(seconds['step']):.0f} ms\n")
@@ -144,6 +161,12 @@ def main(argv: list[str]) -> None:
             share = statistics.median(own / (own + train) for own, train in zip(seconds[name], seconds["step"], strict=True))
             print(f"| {name} | {batch / statistics.median(seconds[name]):,.0f} | {statistics.median(ratios):.0f} ({min(ratios):.0f} to "
                   f"{max(ratios):.0f}) | {share:.1%} |")
+        seen = config.synthetic.planned_steps(config.data.expected_size or 0) * batch
+        first = min(1.0, (config.synthetic.distinct or seen) / seen)
+        shares = [first * new / (new + train) + (1 - first) * again / (again + train)
+                  for new, again, train in zip(seconds["new"], seconds["again"], seconds["step"], strict=True)]  # fmt: skip
+        print(f"\nThe config's own images and hints: {1e3 * statistics.median(seconds['new']):.1f} ms a batch where they are new, "
+              f"{1e3 * statistics.median(seconds['again']):.1f} ms later; {statistics.median(shares):.1%} of all steps together")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ def synthetic_hints(images: Tensor, config: HintsConfig, rng: np.random.Generato
     n, _, height, width = images.shape
     deviations = rng.uniform(*config.synthetic_blur, size=n) * height
     contrast = torch.from_numpy(rng.uniform(*config.synthetic_fade, size=n).astype(np.float32))[:, None, None, None]
-    rows, columns = _gaussian_matrices(deviations, height), _gaussian_matrices(deviations, width)
-    blurred = rows[:, None] @ images @ columns[:, None].transpose(2, 3)
+    rows = _gaussian_matrices(deviations, height)
+    columns = rows if height == width else _gaussian_matrices(deviations, width)
+    blurred = torch.einsum("nyh,nchw,nxw->ncyx", rows, images, columns)
     hints = config.centre + contrast * (blurred - config.centre)
     if config.synthetic_noise[1] == 0:
         return hints
@@ -26,9 +27,9 @@ def synthetic_hints(images: Tensor, config: HintsConfig, rng: np.random.Generato
 
 def _gaussian_matrices(deviations: np.ndarray, size: int) -> Tensor:
     """Matrices float32 [N, size, size] that blur by N standard deviations in pixels; rows sum to one, also at the border."""
-    distance = np.arange(size)[:, None] - np.arange(size)[None, :]
-    kernel = np.exp(-0.5 * (distance / np.maximum(deviations, 1e-3)[:, None, None]) ** 2)
-    return torch.from_numpy((kernel / kernel.sum(axis=2, keepdims=True)).astype(np.float32))
+    distance = torch.arange(size)[:, None] - torch.arange(size)
+    exponents = torch.from_numpy(-0.5 / np.maximum(deviations, 1e-3) ** 2).float()[:, None, None]
+    return torch.softmax(exponents * distance.square(), dim=2)
 
 
 def nearest_prototypes(images: Tensor, labels: Tensor, prototypes: Tensor, per_class: int) -> Tensor:

@@ -26,7 +26,7 @@ def synthetic_batches(config: RunConfig, stage: Stage) -> Batches:
     Raises InputError for a family or an option that doesn't exist.
     """
     try:
-        source = SyntheticImages(stage.family, stage.options, config.data.image_shape, config.seed)
+        source = SyntheticImages(stage.family, stage.options, config.data.image_shape, config.seed, config.synthetic.distinct)
     except InputError as error:
         if not any(own.name == stage.name and own.family is not None for own in config.stages.custom):
             raise

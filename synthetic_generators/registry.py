@@ -30,7 +30,6 @@ class Generator(Protocol):
         """One image for each of the n >= 0 streams, uint8 [n, C, H, W].
 
         Each is a function of its own stream alone, bit for bit: whatever others are drawn with it, in which order, on which process.
-        Several threads may call it at the same time.
         """
 
 

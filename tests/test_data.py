@@ -18,7 +18,7 @@ from scipy.stats import kstest
 
 from dpsyngen.compute import Compute
 from dpsyngen.config import ComputeConfig, DataConfig, HintsConfig, RunConfig, SyntheticConfig
-from dpsyngen.data import ImageDataset, SyntheticImages, load_held_out, load_test, load_train, to_uint8, to_unit_range
+from dpsyngen.data import ImageDataset, SyntheticImages, load_held_out, load_test, load_train, synthetic, to_uint8, to_unit_range
 from dpsyngen.data.fashion_mnist import SYSTEM_FOLDER, find_files
 from dpsyngen.data.folder import SUFFIXES
 from dpsyngen.data.idx import read_idx
@@ -500,18 +500,17 @@ def test_a_synthetic_image_is_a_function_of_seed_and_index_alone() -> None:
     assert source(7).batch(range(0)).shape == (0, 1, 28, 28)
 
 
-@pytest.mark.parametrize("family", ["dead_leaves", "variations", "degraded"])
-def test_a_synthetic_image_is_the_same_for_any_number_of_threads(family: str) -> None:
-    source, before, found = SyntheticImages(family, {}, (1, 8, 8), 0), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(source.batch(np.r_[5:45, 7, 100:150]))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[0], source.batch(np.r_[7, 5:45, 100:150])[[*range(1, 41), 0, *range(41, 91)]])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+@pytest.mark.parametrize("family", ["dead_leaves", "variations"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_distinct_images_come_again_and_are_the_first_of_the_sequence(family: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kept:
+        monkeypatch.setattr(synthetic, "_MOST_BYTES_KEPT", 100)
+    endless, source = SyntheticImages(family, {}, (1, 8, 8), 3), SyntheticImages(family, {}, (1, 8, 8), 3, distinct=20)
+    for places in (np.arange(4, 9), np.arange(2, 30), np.arange(100, 150)):
+        assert torch.equal(source.batch(places), endless.batch(places % 20))
+        if family == "variations":
+            for found, expected in zip(source.with_class_means(places, 4), endless.with_class_means(places % 20, 4), strict=True):
+                torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("chunk_size", [3, 8, 64])

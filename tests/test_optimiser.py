@@ -170,7 +170,9 @@ IN_TURN = ["--stages.variant=custom", "--stages.holder=routed",
 
 
 @needs_full_device
-@pytest.mark.parametrize("variant", [["--stages.variant=finetune_all", "--stages.replay=0.5", "--synthetic.steps=0"], IN_TURN], ids=["replay", "in turn"])
+@pytest.mark.parametrize(
+    "variant", [["--stages.variant=finetune_all", "--stages.replay=0.5", "--synthetic.steps=0"], IN_TURN], ids=["replay", "in turn"]
+)
 def test_an_interrupted_run_goes_on_to_the_same_bytes(variant, tmp_path, monkeypatch, capsys):
     flags = [*ALL, *variant, "--private.steps=7", "--compute.checkpoint_every=3", f"--privacy.unsafe_fixed_key={KEY}", "--tracking.log_every=5"]
     arguments = small(private_images(tmp_path / "images.npz"), *flags)

@@ -81,11 +81,14 @@ class SyntheticConfig(PhaseConfig):
     """A family of programmatic images, see python -m synthetic_generators; or one of your own, path/to/file.py:name."""
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
     """The family's own settings; those of a mixture's families by family, {dead_leaves: {weight: 2}} or {dead_leaves.weight: 2}."""
+    distinct: int | None = None
+    """How many different images it learns from, again and again with other noise; made once and kept in memory. null: never the same twice."""
     cache: str | None = None
     """A directory in which runs share what this phase taught: a run with the same synthetic phase begins where the first one's ended."""
 
     def __post_init__(self) -> None:
         self._check("synthetic")
+        require(self.distinct is None or self.distinct >= 1, "synthetic.distinct", "an integer >= 1 or null", self.distinct)
 
 
 @dataclass(frozen=True)
