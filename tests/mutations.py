@@ -335,7 +335,7 @@ MUTATIONS = (
     Mutation(
         "class means without a floor", 5, MEANS,
         "np.maximum(counts / self.count_weight, self.count_floor)",
-        "counts / self.count_weight",
+        "(counts / self.count_weight)",
         _rules("class_means_divide_by_noisy_counts_and_floor_them"),
     ),
     Mutation(
