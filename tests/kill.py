@@ -26,7 +26,10 @@ import psutil
 from running import ENVIRONMENT, KEY, LAUNCHER, ROOT, command, private_images, small
 
 Sight = Callable[[Path], bool]
-LENGTHS = ("--network.width=24", "--synthetic.steps=45", "--central.steps=15", "--central.batch_size=16", "--private.steps=18", "--compute.checkpoint_every=4", "--tracking.log_every=3")
+LENGTHS = (
+    "--network.width=24", "--synthetic.steps=45", "--central.steps=15", "--central.batch_size=16", "--private.steps=18",
+    "--compute.checkpoint_every=4", "--tracking.log_every=3",
+)  # fmt: skip
 SYNTHETIC, PRIVATE = r"synthetic step|saving checkpoint \d{1,8}$", r"private step|saving checkpoint 2\d{8}$"
 """Where a kill in a phase may hit: a line of metrics.jsonl is seen, and the checkpoint of the same step may be under way already."""
 MOST_LAUNCHES = 12
