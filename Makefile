@@ -3,7 +3,7 @@
 # make lint    ruff and the import layers          make types   mypy
 # make test-mutations   break the guarantee on purpose, in a copy, and see a test turn red each time; 6 minutes
 # make test-audit       20,000 runs of the private step with and without one image: what they prove about epsilon; 5 minutes
-# make test-kill        kill train.py at 20 random moments: each run must go on to the bytes of one that was never killed; 10 minutes
+# make test-kill        kill train.py at 21 random moments: each run must go on to the bytes of one that was never killed; 10 minutes
 #                       all three take ONLY=REGEX for some rows alone, e.g. make test-mutations ONLY=clip
 # make clean   remove the environment and caches, never runs/
 #

@@ -32,7 +32,7 @@ _SECTIONS: Final[dict[str, Any]] = {name: kind for name, kind in _TOP_LEVEL.item
 _FIELDS: Final[dict[str, Any]] = {name: kind for name, kind in _TOP_LEVEL.items() if name not in _SECTIONS} | {
     f"{section}.{name}": kind for section, cls in _SECTIONS.items() for name, kind in get_type_hints(cls).items()
 }
-_PAIRS: Final = [(f"{phase}.steps", f"{phase}.epochs") for phase in ("synthetic", "private")]
+_PAIRS: Final = [(f"{phase}.steps", f"{phase}.epochs") for phase in ("synthetic", "central", "private")]
 _HEAD_START: Final = 5.0  # seconds; a launcher ends the other processes as soon as the main one has ended
 _UNUSABLE_FILE: Final = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG

@@ -122,13 +122,14 @@ def _data(config: RunConfig) -> str:
 
 
 def _programmatic(config: RunConfig) -> str:
-    """What the synthetic stages learnt from."""
+    """What it learnt from that is not the private images."""
+    central = " From deformed copies of the class means it learnt before it saw an image, at no further cost." if config.uses_central else ""
     if not config.uses_synthetic:
-        return ""
+        return central
     config = config.without_secrets  # a family of one's own lies in a file
     families = {stage.family or config.synthetic.family: None for stage in config.stages.stages if stage.source == "synthetic"}
     replayed = ", and with them more programmatic images" if config.stages.replays else ""
-    return f"\n\nBefore them came programmatic images ({', '.join(families)}){replayed}, at no cost in privacy."
+    return f"\n\nBefore them came programmatic images ({', '.join(families)}){replayed}, at no cost in privacy.{central}"
 
 
 def _bullets(items: tuple[str, ...] | list[str]) -> str:

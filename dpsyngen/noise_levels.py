@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,18 @@ class Stage:
 
 def stages(config: RunConfig) -> tuple[Stage, ...]:
     """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one."""
-    return tuple(_stage(settings, config) for settings in config.stages.stages)
+    return tuple(_stage(settings, config, "synthetic" if settings.source == "synthetic" else "private") for settings in config.stages.stages)
 
 
 def stages_of(config: RunConfig, *sources: Source) -> tuple[Stage, ...]:
     """Those of some sources."""
     return tuple(stage for stage in stages(config) if stage.source in sources)
+
+
+def central_stages(config: RunConfig) -> tuple[Stage, ...]:
+    """The private stages as the central phase teaches them: sigma is drawn inside their ranges by the settings of `central`; errors as `stages`."""
+    learnt = [settings for settings in config.stages.stages if settings.source != "synthetic"]
+    return tuple(_stage(replace(one, sigma_draw=None, p_mean=None, p_std=None, sigma_weights=None), config, "central") for one in learnt)
 
 
 def mixture(parts: Sequence[Stage]) -> SigmaDraw:
@@ -65,9 +71,9 @@ def turns(weights: Sequence[float], numbers: np.ndarray) -> np.ndarray:
     return owner
 
 
-def _stage(settings: StageConfig, config: RunConfig) -> Stage:
+def _stage(settings: StageConfig, config: RunConfig, section: str) -> Stage:
     low, high = settings.range
-    drawn = _sigma_draw(settings, config)
+    drawn = _sigma_draw(settings, config, section)
     if settings.source != "synthetic":
         return Stage(settings.name, low, high, settings.source, drawn, settings.weight)
     own = settings.family is not None
@@ -75,9 +81,8 @@ def _stage(settings: StageConfig, config: RunConfig) -> Stage:
     return Stage(settings.name, low, high, settings.source, drawn, settings.weight, family, options, settings.replay)
 
 
-def _sigma_draw(settings: StageConfig, config: RunConfig) -> SigmaDraw:
-    """The draw of a stage by its own settings or else its phase's; InputError if there is none."""
-    section = "synthetic" if settings.source == "synthetic" else "private"
+def _sigma_draw(settings: StageConfig, config: RunConfig, section: str) -> SigmaDraw:
+    """The draw of a stage by its own settings or else those of its phase, a section of the config; InputError if there is none."""
     phase: PhaseConfig = getattr(config, section)
     kind = settings.sigma_draw or phase.sigma_draw
     low, high = settings.range
@@ -95,7 +100,8 @@ def _sigma_draw(settings: StageConfig, config: RunConfig) -> SigmaDraw:
         if not 0 < middle < math.inf:
             raise ValueError(f"expected noise levels that float32 can hold, got ln sigma in [{low:g}, {high:g}]")
     except ValueError as error:
-        name = f"stages.custom: stage {settings.name}: sigma_draw" if config.stages.variant == "custom" else f"{section}.sigma_draw"
+        custom = config.stages.variant == "custom" and section != "central"
+        name = f"stages.custom: stage {settings.name}: sigma_draw" if custom else f"{section}.sigma_draw"
         raise InputError(f"{name}: {error} in stage {settings.name}, drawn by {kind}") from error
     return drawn
 

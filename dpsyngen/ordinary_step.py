@@ -1,4 +1,4 @@
-"""The ordinary step: the mean gradient over public images, or over private ones without any guarantee (nonprivate stages)."""
+"""The ordinary step: the mean gradient over public images, over released class means, or over private images without any guarantee."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpsyngen.compute import Compute, Piece
 from dpsyngen.config import PhaseConfig, RunConfig
-from dpsyngen.data import Dataset, SyntheticImages
+from dpsyngen.data import Dataset, SyntheticImages, deformed
 from dpsyngen.denoiser import Denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.hints import synthetic_hints
@@ -57,6 +57,21 @@ def nonprivate_batches(dataset: Dataset, denoiser: Denoiser) -> Batches:
     def batch(places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, None]:
         images, labels = dataset.batch(rng.integers(len(dataset), size=len(places)))
         return images, denoiser.condition(images, labels), None
+
+    return batch
+
+
+def central_batches(config: RunConfig, denoiser: Denoiser) -> Batches:
+    """Deformed copies of the class means or prototypes that the denoiser has as hints by then, each with its own as its hint.
+
+    Classes are balanced, and prototypes come in proportion to their shares of their class. Nothing else is read, so it is post-processing.
+    """
+
+    def batch(places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, None]:
+        reached = denoiser.shares.double().cumsum(dim=0).cpu().numpy()
+        labels = np.searchsorted(reached[:-1], reached[-1] * rng.random(len(places)), side="right")
+        images = deformed(denoiser.class_means.cpu()[labels], places, config.seed, config.central.deformation)
+        return images, torch.from_numpy(labels), None
 
     return batch
 

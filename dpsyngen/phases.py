@@ -13,9 +13,9 @@ from dpsyngen.config import PhaseConfig, RunConfig
 from dpsyngen.data import Dataset
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.errors import InputError
-from dpsyngen.noise_levels import mixture, stages_of
+from dpsyngen.noise_levels import central_stages, mixture, stages_of
 from dpsyngen.optimiser import NoiseCorrectedAdam, NoiseCorrection
-from dpsyngen.ordinary_step import Lesson, OrdinaryStep, nonprivate_batches, synthetic_batches
+from dpsyngen.ordinary_step import Lesson, OrdinaryStep, central_batches, nonprivate_batches, synthetic_batches
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.private_step import PrivateStep, PrivateStepsInTurn
@@ -26,7 +26,7 @@ from dpsyngen.replay import ReplayStep
 class Phase:
     """One part of a run. `gradient(step)` fills `.grad` of `trained` and returns what may be logged."""
 
-    name: Literal["synthetic", "private"]
+    name: Literal["synthetic", "central", "private"]
     settings: PhaseConfig
     steps: int
     gradient: Callable[[int], dict[str, float]]
@@ -64,7 +64,22 @@ def synthetic_phase(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, comp
     settings = config.synthetic
     lessons = tuple(Lesson(stage, expert(denoiser, stage.name), synthetic_batches(config, stage)) for stage in taught)
     step = OrdinaryStep(lessons, settings.batch_size, settings, config, compute, public=True)
-    return Phase("synthetic", settings, _synthetic_steps(config), step, nn.ModuleList(step.networks()))
+    return Phase("synthetic", settings, _steps(config, "synthetic"), step, nn.ModuleList(step.networks()))
+
+
+def central_phase(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, compute: Compute) -> Phase | None:
+    """Ordinary training of the private stages on the hints that the denoiser has when it begins; None where the config has no such phase.
+
+    Its draws go on in the public sequence where the synthetic phase's end.
+    """
+    if not config.uses_central:
+        return None
+    settings = config.central
+    learners = [(stage, expert(denoiser, stage.name)) for stage in central_stages(config)]
+    lessons = tuple(Lesson(stage, learner, central_batches(config, learner)) for stage, learner in learners)
+    before = _steps(config, "synthetic") if config.uses_synthetic else 0
+    step = OrdinaryStep(lessons, settings.batch_size, settings, config, compute, public=True, before=before)
+    return Phase("central", settings, _steps(config, "central"), step, nn.ModuleList(step.networks()))
 
 
 def private_phase(
@@ -103,14 +118,14 @@ def private_phase(
 
 
 def replayed(config: RunConfig, denoiser: Denoiser, compute: Compute) -> OrdinaryStep:
-    """The synthetic stages as private steps replay them: the public sequences go on where the synthetic phase ends."""
-    settings, steps = config.synthetic, _synthetic_steps(config)
+    """The synthetic stages as private steps replay them: the public sequences go on where the phases before end."""
+    settings, steps = config.synthetic, _steps(config, "synthetic")
     lessons = tuple(
         Lesson(stage, denoiser, synthetic_batches(config, stage), stage.replay) for stage in stages_of(config, "synthetic") if stage.replay > 0
     )
     return OrdinaryStep(
         lessons, replay_batch_size(config), settings, config, compute, public=True,
-        before=steps, images_before=steps * settings.batch_size,
+        before=steps + _steps(config, "central"), images_before=steps * settings.batch_size,
     )  # fmt: skip
 
 
@@ -119,7 +134,8 @@ def replay_batch_size(config: RunConfig) -> int:
     return config.stages.replay_batch_size or config.synthetic.batch_size
 
 
-def _synthetic_steps(config: RunConfig) -> int:
-    if config.synthetic.steps is None and config.data.expected_size is None:
-        raise InputError("synthetic.epochs: expected synthetic.steps instead, since data.expected_size is null")
-    return config.synthetic.planned_steps(config.data.expected_size or 0)
+def _steps(config: RunConfig, section: Literal["synthetic", "central"]) -> int:
+    settings: PhaseConfig = getattr(config, section)
+    if settings.steps is None and config.data.expected_size is None:
+        raise InputError(f"{section}.epochs: expected {section}.steps instead, since data.expected_size is null")
+    return settings.planned_steps(config.data.expected_size or 0)

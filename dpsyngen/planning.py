@@ -15,7 +15,7 @@ from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.loss import denoising_loss, draw
 from dpsyngen.networks.safety import refuse_mixing
-from dpsyngen.noise_levels import Stage, stages
+from dpsyngen.noise_levels import Stage, central_stages, stages
 from dpsyngen.ordinary_step import synthetic_batches
 from dpsyngen.phases import expert, replay_batch_size
 from dpsyngen.privacy.per_example import recording
@@ -34,6 +34,7 @@ class RunPlan:
     epsilon: float | None
     stages: tuple[Stage, ...]
     synthetic_steps: int
+    central_steps: int
     private_steps: int
     parameters: int
     memory: int
@@ -53,12 +54,15 @@ def plan_run(config: RunConfig) -> RunPlan:
     for stage in all_stages:
         if stage.source == "synthetic":
             synthetic_batches(config, stage)  # knows whether the family and its options exist
+    if config.uses_central:
+        central_stages(config)  # knows whether sigma can be drawn
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
-    private = config.private_steps(size)
+    central, private = config.central.planned_steps(size), config.private_steps(size)
     network = expert(denoiser, all_stages[-1].name)  # all are alike
     rate_synthetic = _rows_per_second(config, network, all_stages[-1], per_example=False)
     rate_private = _rows_per_second(config, network, all_stages[-1], per_example=True) if privacy else rate_synthetic
     seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
+    seconds += central * config.central.batch_size * config.central.noise_multiplicity / rate_synthetic
     seconds += private * config.private.batch_size * config.private.noise_multiplicity / rate_private
     if config.stages.replays:
         seconds += private * replay_batch_size(config) * config.synthetic.noise_multiplicity / rate_synthetic
@@ -67,6 +71,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         epsilon=privacy.epsilon_after(private) if privacy else None,
         stages=all_stages,
         synthetic_steps=synthetic,
+        central_steps=central,
         private_steps=private,
         parameters=sum(p.numel() for p in denoiser.parameters()),
         memory=_memory(config, denoiser, network, size),
@@ -181,8 +186,11 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
     rows = [("private images", f"{config.data.expected_size:,} of {shape} from {config.data.source} (declared, not counted)")]
     rows += [(f"stage {stage.name}", _described(stage, plan.stages)) for stage in plan.stages]
     if plan.synthetic_steps:
-        phase = config.synthetic
-        rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {phase.batch_size} x {phase.noise_multiplicity} draws"))
+        synthetic = config.synthetic
+        rows.append(("synthetic phase", f"{plan.synthetic_steps:,} steps of {synthetic.batch_size} x {synthetic.noise_multiplicity} draws"))
+    if plan.central_steps:
+        central = config.central
+        rows.append(("central phase", f"{plan.central_steps:,} steps of {central.batch_size} x {central.noise_multiplicity} draws"))
     if plan.private_steps:
         private = config.private
         rows.append(("private phase", f"{plan.private_steps:,} steps of {private.batch_size} x {private.noise_multiplicity} draws"))

@@ -14,7 +14,8 @@ from dpsyngen.denoiser import Denoiser, RoutedDenoiser
 from dpsyngen.run_directory import RunDirectory, append_line, drop_cut_line
 from dpsyngen.tracking import Trackers
 
-PHASES = ("synthetic", "private")
+PHASES = {"synthetic": 0, "central": 5 * 10**7, "private": 10**8}
+"""The phases in their order, and from where on the steps of each are counted in the numbers of checkpoints."""
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Progress:
     @property
     def number(self) -> int:
         """The number of a checkpoint that is written now; it grows over the run."""
-        return (PHASES.index(self.phase) * 10**8 + self.step) * 2 + self.has_class_means
+        return (PHASES[self.phase] + self.step) * 2 + self.has_class_means
 
     def resume(self) -> None:
         """Take over the newest checkpoint, if there is one, and take back log lines written after it."""
@@ -75,6 +76,11 @@ class Progress:
             position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "metrics_size": self.run.metrics_size}
             save_checkpoint(self.run.checkpoints, self.number, Checkpoint(tensors, position), self.checkpoints_kept)
         self.compute.wait()
+
+    def enter(self, phase: str) -> None:
+        """Stand at the beginning of the next phase, and save that."""
+        self.phase, self.step = phase, 0
+        self.save()
 
     def log(self, values: dict[str, float], seconds: float) -> None:
         """One line in metrics.jsonl, for trackers too, and the time apart, so that metrics of a replayed run are the same bytes."""

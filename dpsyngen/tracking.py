@@ -72,7 +72,7 @@ class Follower:
 class Trackers:
     """Followers of metrics.jsonl. Each gets every line once, also where a run is resumed and lines are written again.
 
-    Trackers count steps over the whole run: those of the private phase go on where the synthetic phase ended.
+    Trackers count steps over the whole run: those of a phase go on where the one before ended.
     """
 
     metrics: Path
@@ -80,11 +80,11 @@ class Trackers:
     live_without_dp: bool = False
     """Whether the private phase is sent line by line too, at times that depend on the private images."""
     _read: int = 0
-    _synthetic_steps: int = 0
+    _steps: dict[str, int] = field(default_factory=dict)
     _points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def follow(self, phase: str) -> None:
-        """Send new lines, unless they are of the private phase and have to wait for its end."""
+        """Send new lines, unless they come after the first look at private images and have to wait for the end of the private phase."""
         if phase == "synthetic" or self.live_without_dp:
             self._send([follower for follower in self.followers if not follower.fails])
 
@@ -107,10 +107,9 @@ class Trackers:
         for line in content.splitlines():
             values = json.loads(line)
             phase, step = values.pop("phase"), values.pop("step")
-            self._synthetic_steps = step if phase == "synthetic" else self._synthetic_steps
-            whole = step if phase == "synthetic" else self._synthetic_steps + step
+            self._steps[phase] = step  # phases come one after another, and the last step of each is logged
             if values:
-                self._points.append((whole, {f"{phase}/{name}": value for name, value in values.items()}))
+                self._points.append((sum(self._steps.values()), {f"{phase}/{name}": value for name, value in values.items()}))
 
 
 @contextmanager

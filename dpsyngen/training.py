@@ -15,7 +15,7 @@ from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import Interrupted
 from dpsyngen.interruption import GO_ON, signals_deferred
 from dpsyngen.networks.safety import refuse_mixing
-from dpsyngen.phases import Phase, private_phase, synthetic_phase
+from dpsyngen.phases import Phase, central_phase, private_phase, synthetic_phase
 from dpsyngen.previews import write_preview
 from dpsyngen.privacy.class_means import ClassMeans, ClassMeansMechanism
 from dpsyngen.privacy.continuation import plan_for
@@ -40,6 +40,8 @@ class Preparation:
     """None for nonprivate stages."""
     synthetic: Phase | None
     """None for variants without a synthetic phase."""
+    central: Phase | None
+    """None where the config has no central phase."""
 
 
 def prepare(config: RunConfig, compute: Compute, run: RunDirectory, *, changed_privacy: bool = False) -> Preparation:
@@ -47,11 +49,11 @@ def prepare(config: RunConfig, compute: Compute, run: RunDirectory, *, changed_p
     expect_installed(config.tracking)
     denoiser = build_denoiser(config).to(compute.device)
     refuse_mixing(denoiser, config.data.image_shape)
-    synthetic = synthetic_phase(config, denoiser, compute)
+    synthetic, central = synthetic_phase(config, denoiser, compute), central_phase(config, denoiser, compute)
     dataset = load_train(config.data)
     size = config.data.expected_size or len(dataset)
     plan = plan_for(config, size, run, changed_privacy=changed_privacy) if config.is_private else None
-    return Preparation(config, compute, denoiser, dataset, plan, synthetic)
+    return Preparation(config, compute, denoiser, dataset, plan, synthetic, central)
 
 
 def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
@@ -63,10 +65,10 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
         if prepared.synthetic is not None and not (progress.step == 0 and pretraining.take_up(config, denoiser, compute)):
             run_phase(prepared.synthetic, prepared.synthetic.steps, config, progress)
             pretraining.keep(config, denoiser, compute)
-        progress.phase, progress.step = "private", 0
-        progress.save()
+        progress.enter("private" if prepared.central is None else "central")
     ledger = Ledger.open(
-        config, plan, run, compute, prepared.dataset.fingerprint, reached=progress.step, has_class_means=progress.has_class_means
+        config, plan, run, compute, prepared.dataset.fingerprint,
+        reached=_reached(progress, prepared.central), has_class_means=progress.has_class_means,
     )  # fmt: skip
     if denoiser.hinted and not progress.has_class_means:
         means, modes = _moments(config, plan, ledger, prepared.dataset, compute)
@@ -75,6 +77,9 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
             denoiser.set_modes(*(tensor.to(compute.device) for tensor in modes))
         progress.has_class_means = True
         progress.save()
+    if prepared.central is not None and progress.phase == "central":
+        run_phase(prepared.central, prepared.central.steps, config, progress, lambda step: ledger.epsilon_at(0))
+        progress.enter("private")
     private = private_phase(config, denoiser, prepared.dataset, plan, ledger, compute)
     run_phase(private, ledger.last_step(private.steps, progress.step), config, progress, ledger.epsilon_at)
     trackers.complete()
@@ -123,6 +128,11 @@ def run_phase(
             bar.update()
     if progress.step > 0:
         progress.denoiser.load_state_dict(average.module.state_dict())
+
+
+def _reached(progress: Progress, central: Phase | None) -> int:
+    """Where a run stands that is about to spend, counted in private steps; negative in the central phase, by what is left of it."""
+    return progress.step if central is None or progress.phase == "private" else progress.step - central.steps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ images with them is ours. The mean of a figure's other copies is to a copy what 
 learn from it how the members of a class differ from their mean (`hints.synthetic_from: class`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,37 @@ from synthetic_generators.streams import Streams
 
 _CONTROL = 4  # nodes of the displacement field in each direction
 _BLOCK = 128  # images computed together, so that what they need stays in cache
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How far the versions of a figure differ from it: standard deviations, and `thickness`, as the options of `Variations` explain them."""
+
+    affine: float = 0.12
+    slant: float = 0.15
+    shift: float = 0.05
+    bend: float = 0.1
+    thickness: float = 0.5
+
+    def scaled(self, factor: float) -> "Deformation":
+        """`factor` times as far; `thickness` may become 1 at most."""
+        return Deformation(*(factor * amount for amount in astuple(self)))
+
+    def __call__(self, streams: Streams, figures: np.ndarray) -> np.ndarray:
+        """Each figure, uint8 [n, C, H, W] with H = W, as the version that its stream draws, like the figures."""
+        amount = streams.uniform("thickness", (), -self.thickness, self.thickness)
+        matrix = np.eye(2, dtype=np.float32) + np.float32(self.affine) * streams.normal("affine", (2, 2))
+        matrix[:, 0, 1] += np.float32(self.slant) * streams.normal("slant")
+        offset = np.float32(self.shift) * streams.normal("shift", (2,))
+        nodes = np.float32(self.bend) * streams.normal("bend", (2, _CONTROL, _CONTROL))
+
+        size = figures.shape[-1]
+        centres = (2 * np.arange(size, dtype=np.float32) + 1) / size - 1
+        basis = _cubic_basis(centres)
+        bend = basis @ nodes @ basis.T  # a product for each image by itself, so that none depends on how many there are
+        x = matrix[:, 0, 0, None, None] * centres + matrix[:, 0, 1, None, None] * centres[:, None] + offset[:, 0, None, None] + bend[:, 0]
+        y = matrix[:, 1, 0, None, None] * centres + matrix[:, 1, 1, None, None] * centres[:, None] + offset[:, 1, None, None] + bend[:, 1]
+        return _at(_grown(figures, amount), x, y)
 
 
 @register("variations")
@@ -30,15 +61,15 @@ class Variations:
     """The family that draws the figures."""
     copies: int = 16
     """How many versions of a figure follow one another."""
-    affine: float = 0.12
+    affine: float = Deformation.affine
     """Standard deviation of the entries of the matrix that stretches and shears, around the identity."""
-    slant: float = 0.15
+    slant: float = Deformation.slant
     """Standard deviation of a further horizontal shear, as writing has."""
-    shift: float = 0.05
+    shift: float = Deformation.shift
     """Standard deviation of the displacement of the whole image, as a fraction of half the image side."""
-    bend: float = 0.1
+    bend: float = Deformation.bend
     """Standard deviation of the displacements at a grid of 4 x 4 points, between which they change smoothly; in the same unit."""
-    thickness: float = 0.5
+    thickness: float = Deformation.thickness
     """How far bright parts grow or shrink: up to this fraction of a pixel's way to the brightest, or darkest, of its neighbours."""
     families: Nested = field(default_factory=dict)
     """The options of the family that draws the figures."""
@@ -58,27 +89,12 @@ class Variations:
         """Draw an image for each stream, uint8 [n, C, H, W]."""
         figure, which = np.unique(streams.indices // self.copies, return_inverse=True)
         figures = self._figures.generate(streams.child("figures").at(figure))
+        deformed = Deformation(self.affine, self.slant, self.shift, self.bend, self.thickness)
         images = np.empty((len(streams), *figures.shape[1:]), dtype=np.uint8)
         for start in range(0, len(streams), _BLOCK):
             block = slice(start, start + _BLOCK)
-            images[block] = self._deformed(streams.take(block), figures[which[block]])
+            images[block] = deformed(streams.take(block), figures[which[block]])
         return images
-
-    def _deformed(self, streams: Streams, figures: np.ndarray) -> np.ndarray:
-        """Each figure, uint8 [n, C, H, W], as its own version."""
-        amount = streams.uniform("thickness", (), -self.thickness, self.thickness)
-        figures = _grown(figures, amount)
-        matrix = np.eye(2, dtype=np.float32) + np.float32(self.affine) * streams.normal("affine", (2, 2))
-        matrix[:, 0, 1] += np.float32(self.slant) * streams.normal("slant")
-        offset = np.float32(self.shift) * streams.normal("shift", (2,))
-        nodes = np.float32(self.bend) * streams.normal("bend", (2, _CONTROL, _CONTROL))
-
-        centres = (2 * np.arange(self.image_size, dtype=np.float32) + 1) / self.image_size - 1
-        basis = _cubic_basis(centres)
-        bend = basis @ nodes @ basis.T  # a product for each image by itself, so that none depends on how many there are
-        x = matrix[:, 0, 0, None, None] * centres + matrix[:, 0, 1, None, None] * centres[:, None] + offset[:, 0, None, None] + bend[:, 0]
-        y = matrix[:, 1, 0, None, None] * centres + matrix[:, 1, 1, None, None] * centres[:, None] + offset[:, 1, None, None] + bend[:, 1]
-        return _at(figures, x, y)
 
 
 def _grown(figures: np.ndarray, amount: np.ndarray) -> np.ndarray:

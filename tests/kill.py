@@ -26,7 +26,10 @@ import psutil
 from running import ENVIRONMENT, KEY, LAUNCHER, ROOT, command, private_images, small
 
 Sight = Callable[[Path], bool]
-LENGTHS = ("--network.width=24", "--synthetic.steps=45", "--private.steps=18", "--compute.checkpoint_every=4", "--tracking.log_every=3")
+LENGTHS = (
+    "--network.width=24", "--synthetic.steps=45", "--central.steps=15", "--central.batch_size=16", "--private.steps=18",
+    "--compute.checkpoint_every=4", "--tracking.log_every=3",
+)  # fmt: skip
 SYNTHETIC, PRIVATE = r"synthetic step|saving checkpoint \d{1,8}$", r"private step|saving checkpoint 2\d{8}$"
 """Where a kill in a phase may hit: a line of metrics.jsonl is seen, and the checkpoint of the same step may be under way already."""
 MOST_LAUNCHES = 12
@@ -49,11 +52,12 @@ class Moment:
 
 
 def moments(seed: int) -> list[Moment]:
-    """The 20 kills of train.py, three polite signals, and kills of the scripts that come after, at moments that the seed draws."""
+    """The 21 kills of train.py, three polite signals, and kills of the scripts that come after, at moments that the seed draws."""
     rng = random.Random(seed)
     early = [Moment("start-up", after(rng.uniform(0.2, 4)), "before the first step") for _ in range(2)]
     early.append(Moment("start-up", lambda run: (run / "config.yaml").exists(), "before the first step"))
     synthetic = [Moment("synthetic phase", logged("synthetic", rng.randint(1, 14)), SYNTHETIC) for _ in range(3)]
+    central = [Moment("central phase", logged("central", rng.randint(1, 4)), r"central phase|saving checkpoint 1\d{8}$")]
     private = [Moment("private phase", logged("private", rng.randint(1, 5)), PRIVATE) for _ in range(4)]
     checkpoints = (2, 2 * rng.randint(12, 38), 2 * 10**8 + rng.randint(3, 24))
     saving = [Moment("saving a checkpoint", saves(number), "saving checkpoint") for number in checkpoints]
@@ -75,7 +79,7 @@ def moments(seed: int) -> list[Moment]:
         Moment("evaluate.py", after(rng.uniform(1, 5)), "", script="evaluate"),
         Moment("evaluate.py, writing", lambda run: any(run.glob(".evaluation*")), "", script="evaluate"),
     ]
-    return [*early, *synthetic, *private, *saving, *between, *ending, *two, *polite, *after_training]
+    return [*early, *synthetic, *central, *private, *saving, *between, *ending, *two, *polite, *after_training]
 
 
 # What can be seen from outside.
@@ -131,7 +135,7 @@ def where(run: Path) -> str:
     if numbered:
         return f"private step {numbered[-1]}"
     if (run / "private/key").exists():
-        return "between phases"
+        return "central phase" if '"central"' in text(run / "metrics.jsonl") else "between phases"
     lines = text(run / "metrics.jsonl").count("\n")
     return f"synthetic step {3 * lines} or later" if lines else "before the first step"
 
@@ -273,7 +277,7 @@ def check_manners(moment: Moment, status: int, said: str) -> None:
 
 
 def arguments_for(folder: Path, *flags: str) -> list[object]:
-    """A run of a few seconds with both phases and class means, whose private draws are fixed."""
+    """A run of a few seconds with all phases and class means, whose private draws are fixed."""
     images = private_images(folder / "images.npz")
     return small(images, f"--privacy.unsafe_fixed_key={KEY}", f"--data.test_path={images}", *(flags or LENGTHS))
 

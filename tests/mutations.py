@@ -41,12 +41,14 @@ _custom = _in("test_custom_stages.py")
 _prototypes = _in("test_prototypes.py")
 _covariance = _in("test_covariance.py")
 _multiplicity = _in("test_multiplicity.py")
+_central = _in("test_central.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
 LOSS = "dpsyngen/loss.py"
 REPLAY = "dpsyngen/replay.py"
 CONFIG = "dpsyngen/config/__init__.py"
 PHASES = "dpsyngen/phases.py"
+TRAINING = "dpsyngen/training.py"
 REPEATS = "dpsyngen/privacy/repeats.py"
 SELECT = "dpsyngen/sweep/select.py"
 TERMS = "dpsyngen/sweep/terms.py"
@@ -499,6 +501,12 @@ MUTATIONS = (
         _rules("attempt_never_replays_on_weights_from_before_its_start"),
     ),
     Mutation(
+        "attempt reused on older weights of the central phase", 9, LEDGER,
+        "has_class_means else reached\n",
+        "has_class_means else max(0, reached)\n",
+        _central("an_attempt_is_left_when_its_first_central_steps_are_lost"),
+    ),
+    Mutation(
         "line cut short left in the journal", 9, JOURNAL,
         "        os.truncate(path, len(complete))\n",
         "        pass\n",
@@ -780,8 +788,23 @@ MUTATIONS = (
     ),
     Mutation(
         "replay repeats the synthetic phase", 11, PHASES,
-        "before=steps, images_before=steps * settings.batch_size,",
+        'before=steps + _steps(config, "central"), images_before=steps * settings.batch_size,',
         "",
         _replay("replay_goes_on_in_the_public_sequence_where_the_synthetic_phase_ends"),
+    ),
+    Mutation(
+        "central phase fed with private images", 11, TRAINING,
+        "        run_phase(prepared.central, prepared.central.steps,",
+        "        from dpsyngen.ordinary_step import nonprivate_batches\n"
+        "        for lesson in prepared.central.gradient.lessons:\n"
+        '            lesson.__dict__["batches"] = nonprivate_batches(prepared.dataset, denoiser)\n'
+        "        run_phase(prepared.central, prepared.central.steps,",
+        _central("stopped_in_the_middle_it_ends_in_the_same_bytes_and_on_other_images_and_key_as_well"),
+    ),
+    Mutation(
+        "central phase changes the plan", 11, PLAN,
+        "config.private_steps(expected_size), config.privacy",
+        "config.private_steps(expected_size) + config.central.planned_steps(expected_size), config.privacy",
+        _central("it_changes_no_number_of_the_guarantee"),
     ),
 )  # fmt: skip

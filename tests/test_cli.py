@@ -98,7 +98,7 @@ def test_base_is_relative_to_the_file_and_below_it(write, tmp_path):
     assert (config.name, config.seed, config.privacy) == ("top", 2, PrivacyConfig(epsilon=2, delta=1e-7))
 
 
-@pytest.mark.parametrize("phase", ["synthetic", "private"])
+@pytest.mark.parametrize("phase", ["synthetic", "central", "private"])
 def test_the_later_of_steps_and_epochs_clears_the_other(write, phase):
     by_steps = write(f"{phase}: {{steps: 5}}", "steps.yaml")
     by_epochs = write(f"{phase}: {{epochs: 1.5}}", "epochs.yaml")

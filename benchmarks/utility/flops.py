@@ -35,7 +35,7 @@ class Cost:
     forward: int
     """FLOPs of one evaluation of the denoiser's network on one image."""
     synthetic: int
-    """Rows of programmatic images in the synthetic phase: steps x batch size x K."""
+    """Rows in the phases before the private one, of programmatic images and of class means: steps x batch size x K."""
     replayed: int
     """Rows of programmatic images beside private steps."""
     private: int
@@ -45,7 +45,7 @@ class Cost:
 
     @property
     def training(self) -> int:
-        """FLOPs of both phases."""
+        """FLOPs of all phases."""
         return TRAINING_PASSES * self.forward * (self.synthetic + self.replayed + self.private)
 
     @property
@@ -61,9 +61,10 @@ def cost_of(config: RunConfig) -> Cost:
         raise InputError("data.expected_size: expected a number, since null counts the private images")
     private_steps = config.private_steps(size)
     replayed = private_steps * replay_batch_size(config) if config.stages.replays else 0
+    synthetic = config.synthetic.planned_steps(size) * _rows(config.synthetic) if config.uses_synthetic else 0
     return Cost(
         forward=_forward(config),
-        synthetic=config.synthetic.planned_steps(size) * _rows(config.synthetic) if config.uses_synthetic else 0,
+        synthetic=synthetic + config.central.planned_steps(size) * _rows(config.central),
         replayed=replayed * config.synthetic.noise_multiplicity,
         private=private_steps * _rows(config.private),
         drawn=config.sampling.num_images * _evaluations(config),

@@ -11,13 +11,13 @@ from typing import Literal
 
 from dpsyngen.config.checks import require
 from dpsyngen.config.data import AUTO_IN_MEMORY_BYTES, SOURCES_ON_DISK, SOURCES_WITH_PATH, DataConfig
-from dpsyngen.config.phases import PhaseConfig, PrivateConfig, SigmaDraw, SyntheticConfig
+from dpsyngen.config.phases import CentralConfig, PhaseConfig, PrivateConfig, SigmaDraw, SyntheticConfig
 from dpsyngen.config.stages import Source, StageConfig, StagesConfig, Variant
 
 __all__ = [
-    "AUTO_IN_MEMORY_BYTES", "SOURCES_ON_DISK", "SOURCES_WITH_PATH", "ComputeConfig", "DataConfig", "EvaluationConfig", "HintsConfig",
-    "NetworkConfig", "PhaseConfig", "PrivacyConfig", "PrivateConfig", "RunConfig", "SamplingConfig", "SigmaDraw", "Source", "StageConfig",
-    "StagesConfig", "SyntheticConfig", "Tracker", "TrackingConfig", "Variant",
+    "AUTO_IN_MEMORY_BYTES", "SOURCES_ON_DISK", "SOURCES_WITH_PATH", "CentralConfig", "ComputeConfig", "DataConfig", "EvaluationConfig",
+    "HintsConfig", "NetworkConfig", "PhaseConfig", "PrivacyConfig", "PrivateConfig", "RunConfig", "SamplingConfig", "SigmaDraw", "Source",
+    "StageConfig", "StagesConfig", "SyntheticConfig", "Tracker", "TrackingConfig", "Variant",
 ]  # fmt: skip
 
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
@@ -280,6 +280,7 @@ class RunConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     hints: HintsConfig = field(default_factory=HintsConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    central: CentralConfig = field(default_factory=CentralConfig)
     private: PrivateConfig = field(default_factory=PrivateConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -302,6 +303,7 @@ class RunConfig:
         require(self.private.augment_shift <= most, "private.augment_shift", f"at most {most}, half of data.image_size", self.private.augment_shift)
         require(not self.private.augment_hints or self.hints.kind != "none", "private.augment_hints", "false, since hints.kind is none",
                 self.private.augment_hints)
+        self._check_central()
         require(self.sampling.guidance == 1 or self.data.num_classes > 0, "sampling.guidance",
                  "1, since data.num_classes is 0, so there is no class to guide to", self.sampling.guidance)
         require(self.sampling.guidance == 1 or self.network.label_dropout > 0, "sampling.guidance",
@@ -336,10 +338,25 @@ class RunConfig:
         """Whether there is a synthetic phase."""
         return self._has_stages_of("synthetic")
 
+    @property
+    def uses_central(self) -> bool:
+        """Whether there is a central phase."""
+        return bool(self.central.steps or self.central.epochs)
+
     def private_steps(self, expected_size: int) -> int:
         """The private phase's length in steps: none without a stage that private images teach."""
-        learn = self._has_stages_of("private") or self._has_stages_of("nonprivate")
-        return self.private.planned_steps(expected_size) if learn else 0
+        return self.private.planned_steps(expected_size) if self._learns_private_images else 0
+
+    @property
+    def _learns_private_images(self) -> bool:
+        return self._has_stages_of("private") or self._has_stages_of("nonprivate")
+
+    def _check_central(self) -> None:
+        if self.uses_central:
+            length = "steps" if self.central.steps else "epochs"
+            given = getattr(self.central, length)
+            require(self.hints.kind != "none", f"central.{length}", "0, since hints.kind is none, so there are no class means to learn from", given)
+            require(self._learns_private_images, f"central.{length}", "0, since no stage learns from private images", given)
 
     def _has_stages_of(self, source: Source) -> bool:
         return any(stage.source == source for stage in self.stages.stages)

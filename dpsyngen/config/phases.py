@@ -1,4 +1,4 @@
-"""The two phases of training."""
+"""The phases of training."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -11,7 +11,7 @@ SigmaDraw = Literal["lognormal", "uniform", "weights"]
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """What the two phases of training have in common."""
+    """What the phases of training have in common."""
 
     batch_size: int = 128
     """Images a step."""
@@ -89,6 +89,30 @@ class SyntheticConfig(PhaseConfig):
     def __post_init__(self) -> None:
         self._check("synthetic")
         require(self.distinct is None or self.distinct >= 1, "synthetic.distinct", "an integer >= 1 or null", self.distinct)
+
+
+@dataclass(frozen=True)
+class CentralConfig(PhaseConfig):
+    """The central phase, off by default: ordinary training of the private stages on the DP class means or prototypes, which are paid for as hints.
+
+    It comes between their release and the private phase, at no further privacy cost (Gong et al., arXiv 2504.01395). Means are blurred: they
+    teach nothing at small sigma.
+    """
+
+    steps: int | None = 0
+    """Steps of this phase; 0 leaves it out."""
+    epochs: float | None = None
+    """Or its length in epochs of data.expected_size images."""
+    p_mean: float = 1.0
+    """Mean of ln sigma before truncation to the stage, for lognormal."""
+    p_std: float = 1.0
+    """Standard deviation of ln sigma before truncation to the stage, for lognormal."""
+    deformation: float = 0.5
+    """How far each copy of a prototype is bent, sheared, moved and thickened, in [0, 2]; at 1 as far as the family variations deforms figures."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.deformation <= 2, "central.deformation", "a number in [0, 2]", self.deformation)
+        self._check("central")
 
 
 @dataclass(frozen=True)

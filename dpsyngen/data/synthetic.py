@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsyngen.data.dataset import to_unit_range
+from dpsyngen.data.dataset import to_uint8, to_unit_range
 from dpsyngen.errors import InputError
 from synthetic_generators import Streams, UnknownFamilyError, make_generator
+from synthetic_generators.variations import Deformation
 
 _MOST_BYTES_KEPT = 4 * 2**30
 
@@ -77,6 +78,15 @@ class SyntheticImages:
         else:
             others = _means_of_nearest(versions, neighbours)
         return versions[figure, indices % self.copies], others[figure, indices % self.copies]
+
+
+def deformed(images: Tensor, places: np.ndarray, seed: int, factor: float) -> Tensor:
+    """Each image float32 [n, C, H, W] in [-1, 1] as its version at a place, int64 [n], of the endless sequence that a seed begins: like the images.
+
+    Deformed `factor` times as far as the family variations deforms figures.
+    """
+    figures = to_uint8(images).transpose(0, 3, 1, 2)
+    return to_unit_range(Deformation().scaled(factor)(Streams(seed, places).child("deformed"), figures))
 
 
 def _means_of_nearest(versions: Tensor, neighbours: int) -> Tensor:

@@ -61,9 +61,9 @@ def plan_for(config: RunConfig, expected_size: int, run: RunDirectory, *, change
     if not changed_privacy:
         raise InputError(f"{run.path}: was begun with another {changes[0]}; expected the same, or {CHANGED_PRIVACY_FLAG}")
     newest = load_newest(run.checkpoints, quiet=True)
-    position = {} if newest is None or newest.state["phase"] == "synthetic" else newest.state
-    has_class_means = bool(position.get("has_class_means", False))
-    return new.continuing(segments[-1].mechanisms, position.get("step", 0), has_class_means=has_class_means)
+    position = {} if newest is None else newest.state
+    reached = position["step"] if position.get("phase") == "private" else 0
+    return new.continuing(segments[-1].mechanisms, reached, has_class_means=bool(position.get("has_class_means", False)))
 
 
 def _changes(old: PrivacyPlan, new: PrivacyPlan) -> list[str]:

@@ -17,8 +17,8 @@ from dpsyngen.files import writing
 from synthetic_generators import code_files
 
 MEANS = "class_means"
-BEFORE_MEANS = -1
-"""Where a run stands, counted in private steps, that hasn't released its class means yet."""
+BEFORE_MEANS = -(10**9)
+"""Where a run stands, counted in private steps, that hasn't released its class means yet; negative as in the central phase, and below it."""
 
 
 @dataclass(frozen=True)

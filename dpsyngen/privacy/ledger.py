@@ -9,7 +9,7 @@ import numpy as np
 from dpsyngen.compute import Compute
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
-from dpsyngen.noise_levels import stages
+from dpsyngen.noise_levels import central_stages, stages
 from dpsyngen.privacy.continuation import Segment, segments_of
 from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, Spending, fingerprint
 from dpsyngen.privacy.plan import PrivacyPlan
@@ -53,9 +53,10 @@ class Ledger:
     ) -> "Ledger":
         """Find the run's key and journal or make them; privacy.json tells what was spent from now on.
 
-        `reached` and `has_class_means` say what the weights at hand have already spent. Raises InputError if private steps were begun
-        with a key that is gone, since they can neither be replayed nor continued, if the journal lacks what the weights have seen, and if
-        it lists spending that `plan` doesn't count.
+        `reached` and `has_class_means` say what the weights at hand have already spent: `reached` counts private steps, and is negative in the
+        central phase, by what is left of it, since steps are replayed free only on weights that the same attempt has computed. Raises
+        InputError if private steps were begun with a key that is gone, since they can neither be replayed nor continued, if the journal lacks
+        what the weights have seen, and if it lists spending that `plan` doesn't count.
         """
         journal = Journal(run.journal, writable=compute.is_main)
         spending = journal.spending
@@ -70,7 +71,7 @@ class Ledger:
         compute.wait()  # the key is there, and all have read the journal before one writes to it
         key = PrivateKey.load(run.key)
         this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
-        start = BEFORE_MEANS if reached == 0 and not has_class_means else reached
+        start = BEFORE_MEANS if reached <= 0 and not has_class_means else reached
         # A plan that goes on keeps the record it has, whatever this version would add to it, or its steps would be counted as another's.
         goes_on = plan is not None and plan in (segment.plan for segment in segments_of(journal)[-1:])
         journal.open_attempt(this, start, None if plan is None or goes_on else plan.record())
@@ -179,4 +180,5 @@ def _result_deciding(config: RunConfig) -> str:
     data = replace(config.data, path="", test_path=None, index=None, description="", public=False)
     synthetic = replace(config.synthetic, cache=None)
     parts = (config.seed, data, config.network, config.stages, stages(config), config.hints, synthetic, config.private, config.privacy)
-    return repr((*parts, compute))
+    central = (config.central, central_stages(config)) if config.uses_central else ()
+    return repr((*parts, *central, compute))
