@@ -19,7 +19,8 @@ class Stage:
     """A range of the noise level, the images that teach it, and how sigma is drawn inside it.
 
     `lower` and `upper` bound ln sigma and may be infinite; `weight` is its share of the draws of its phase, relative to the phase's other
-    stages; `family` and `options` are those of its programmatic images, none for private ones; `replay` is `StageConfig.replay`.
+    stages; `family` and `options` are those of its programmatic images, none for private ones; `replay` and `downsampling` are those of
+    `StageConfig`.
     """
 
     name: str
@@ -31,11 +32,15 @@ class Stage:
     family: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     replay: float = 1.0
+    downsampling: int = 1
 
 
 def stages(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one."""
-    return tuple(_stage(settings, config) for settings in config.stages.stages)
+    """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one.
+
+    One that is pretrained is there twice under its name, first as a synthetic stage.
+    """
+    return tuple(_stage(settings, source, config) for settings in config.stages.stages for source in settings.sources)
 
 
 def stages_of(config: RunConfig, *sources: Source) -> tuple[Stage, ...]:
@@ -65,19 +70,19 @@ def turns(weights: Sequence[float], numbers: np.ndarray) -> np.ndarray:
     return owner
 
 
-def _stage(settings: StageConfig, config: RunConfig) -> Stage:
+def _stage(settings: StageConfig, source: Source, config: RunConfig) -> Stage:
     low, high = settings.range
-    drawn = _sigma_draw(settings, config)
-    if settings.source != "synthetic":
-        return Stage(settings.name, low, high, settings.source, drawn, settings.weight)
+    drawn = _sigma_draw(settings, source, config)
+    if source != "synthetic":
+        return Stage(settings.name, low, high, source, drawn, settings.weight, downsampling=settings.downsampling)
     own = settings.family is not None
     family, options = (settings.family or "", settings.options) if own else (config.synthetic.family, config.synthetic.options)
-    return Stage(settings.name, low, high, settings.source, drawn, settings.weight, family, options, settings.replay)
+    return Stage(settings.name, low, high, source, drawn, settings.weight, family, options, settings.replay, settings.downsampling)
 
 
-def _sigma_draw(settings: StageConfig, config: RunConfig) -> SigmaDraw:
+def _sigma_draw(settings: StageConfig, source: Source, config: RunConfig) -> SigmaDraw:
     """The draw of a stage by its own settings or else its phase's; InputError if there is none."""
-    section = "synthetic" if settings.source == "synthetic" else "private"
+    section = "synthetic" if source == "synthetic" else "private"
     phase: PhaseConfig = getattr(config, section)
     kind = settings.sigma_draw or phase.sigma_draw
     low, high = settings.range
