@@ -12,6 +12,7 @@ from dpsyngen.config import RunConfig, StageConfig
 from dpsyngen.errors import InputError
 from dpsyngen.hints import nearest_prototypes
 from dpsyngen.networks import build_backbone
+from dpsyngen.resolution import pooled, upsampled
 
 
 class Denoiser(nn.Module):
@@ -23,6 +24,8 @@ class Denoiser(nn.Module):
 
     A class may have several prototypes as hints. A label is then the number of one of them, class * prototypes + place, so that it tells the
     class and the hint; `condition` makes such labels of classes for images, `conditions_to_draw` for sampling. The last one is the null label.
+
+    With `downsampling` s > 1 the network works on means over blocks of s x s pixels, where the noise level is sigma / s; see `_from_low_resolution`.
     """
 
     class_means: Tensor
@@ -42,6 +45,8 @@ class Denoiser(nn.Module):
         prototypes: int = 1,
         rank: int = 0,
         closed_form_above: float = math.inf,
+        downsampling: int = 1,
+        detail_std: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -50,6 +55,10 @@ class Denoiser(nn.Module):
         self.hinted = hinted
         self.prototypes = prototypes
         self.closed_form_above = closed_form_above
+        self.downsampling = downsampling
+        self.detail_std = detail_std
+        channels, height, width = image_shape
+        self.network_shape = (channels, height // downsampling, width // downsampling)
         self.null_label = num_classes * prototypes
         self.register_buffer("class_means", torch.zeros(self.null_label + 1 if hinted else 0, *image_shape))
         self.register_buffer("shares", torch.full((self.null_label if hinted else 0,), 1 / prototypes))
@@ -102,14 +111,16 @@ class Denoiser(nn.Module):
         `hint` float32 [N, C, H, W] replaces the class means, which programmatic images don't have. Above ln sigma = `closed_form_above` the
         estimate is that of `gaussian`, unless a hint is given.
         """
+        if self.downsampling > 1:
+            return self._from_low_resolution(x, sigma, labels, hint)
         if hint is None and self.closed_form_above < math.inf:
             coarse = torch.log(sigma) > self.closed_form_above
             if coarse.any():
                 gaussian = self.gaussian(x, sigma, labels)
                 if coarse.all() and not torch.is_grad_enabled():
                     return gaussian
-                return torch.where(coarse[:, None, None, None], gaussian, self._by_network(x, sigma, labels, None))
-        return self._by_network(x, sigma, labels, hint)
+                return torch.where(coarse[:, None, None, None], gaussian, self.by_network(x, sigma, labels, None))
+        return self.by_network(x, sigma, labels, hint)
 
     def gaussian(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """E[x0 | x] as `forward` has it, in closed form, if images of a label are Gaussian: their mean is the hint, their variance is
@@ -121,14 +132,35 @@ class Denoiser(nn.Module):
         along = torch.einsum("nchw,rchw->nr", centred, self.modes) * factors
         return self.class_means[labels] + c_skip[:, :, None, None] * centred + torch.einsum("nr,rchw->nchw", along, self.modes)
 
-    def _by_network(self, x: Tensor, sigma: Tensor, labels: Tensor, hint: Tensor | None) -> Tensor:
+    def by_network(self, x: Tensor, sigma: Tensor, labels: Tensor, hint: Tensor | None = None) -> Tensor:
+        """The network's estimate at its own resolution: x float32 [N, *network_shape] with noise of deviation sigma in each of its pixels.
+
+        `hint` as in `forward`, at full resolution.
+        """
         c_skip, c_out, c_in = self.coefficients(sigma[:, None, None, None])
         c_noise = torch.log(sigma) / 4
         if not self.hinted:
             return c_skip * x + c_out * self.backbone(c_in * x, c_noise, labels).float()
-        m = self.class_means[labels] if hint is None else hint
+        m = pooled(self.class_means[labels] if hint is None else hint, self.downsampling)
         inputs = torch.cat([c_in * (x - m), m], dim=1)
         return m + c_skip * (x - m) + c_out * self.backbone(inputs, c_noise, labels // self.prototypes).float()
+
+    def _from_low_resolution(self, x: Tensor, sigma: Tensor, labels: Tensor, hint: Tensor | None) -> Tensor:
+        """`forward` by a network for means over blocks of pixels.
+
+        What it gives is E[pool(x0)]. Of the detail, by which pixels differ from the means of their blocks, nothing is learnt: it is that of the
+        hint, and what x has beyond it times v / (v + sigma^2), the best estimate if that is Gaussian and white with variance v = detail_std^2.
+        """
+        factor = self.downsampling
+        means = pooled(x, factor)
+        estimate = self.by_network(means, sigma / factor, labels, hint)
+        detail = x - upsampled(means, factor)
+        shrink = (self.detail_std**2 / (self.detail_std**2 + sigma**2))[:, None, None, None]
+        if not self.hinted:
+            return upsampled(estimate, factor) + shrink * detail
+        m = self.class_means[labels] if hint is None else hint
+        expected = m - upsampled(pooled(m, factor), factor)
+        return upsampled(estimate, factor) + expected + shrink * (detail - expected)
 
 
 class RoutedDenoiser(nn.Module):
@@ -183,18 +215,18 @@ def build_denoiser(config: RunConfig) -> Denoiser | RoutedDenoiser:
     torch.manual_seed(config.seed)
     if config.stages.holder == "routed":
         stages = config.stages.stages
-        return RoutedDenoiser(stages, [_build_single(config) for _ in stages])
+        return RoutedDenoiser(stages, [_build_single(config, stage.downsampling, stage.detail_std) for stage in stages])
     return _build_single(config)
 
 
-def _build_single(config: RunConfig) -> Denoiser:
+def _build_single(config: RunConfig, downsampling: int = 1, detail_std: float = 0.0) -> Denoiser:
     channels, hinted = config.data.channels, config.hints.kind != "none"
     num_classes = max(1, config.data.num_classes)
     backbone = build_backbone(
         config.network,
         in_channels=channels * (2 if hinted else 1),
         out_channels=channels,
-        image_size=config.data.image_size,
+        image_size=config.data.image_size // downsampling,
         num_labels=num_classes + 1,
     )
     network = config.network
@@ -203,4 +235,5 @@ def _build_single(config: RunConfig) -> Denoiser:
         parameterisation=network.parameterisation, sigma_data=network.sigma_data, hinted=hinted,
         prototypes=config.hints.prototypes if hinted else 1, rank=config.hints.covariance_rank if hinted else 0,
         closed_form_above=config.stages.tau2 if config.stages.closed_form else math.inf,
+        downsampling=downsampling, detail_std=detail_std,
     )  # fmt: skip

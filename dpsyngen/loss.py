@@ -11,6 +11,7 @@ from torch import Tensor
 from dpsyngen.augmentation import Augmentation, moved
 from dpsyngen.config import PhaseConfig, PrivateConfig
 from dpsyngen.denoiser import Denoiser
+from dpsyngen.resolution import pooled
 from dpsyngen.sigma_draws import SigmaDraw, sigma_of, stratified
 
 
@@ -26,7 +27,7 @@ class DrawSource(Protocol):
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one forward pass over N rows: sigma float32 [N], noise float32 [N, C, H, W], labels int64 [N] after dropout,
+    """The randomness of one forward pass over N rows: sigma float32 [N], noise float32 [N, *network_shape], labels int64 [N] after dropout,
     moves int64 [N, 3] as in `Augmentation.draw`, or None where images stay as they are.
     """
 
@@ -81,14 +82,16 @@ def denoising_loss(denoiser: Denoiser, x: Tensor, draws: Draws, hint: Tensor | N
 
     x float32 [N, C, H, W] in [-1, 1], before the moves of `draws`, which class means as hints follow if `hints_moved`. The weight 1 / c_out^2
     makes the network's own target unit-variance at every sigma; the square is averaged over pixels and never over rows, so that no row's loss
-    depends on another's.
+    depends on another's. A network for a lower resolution is trained there: its image is pooled(x), its noise level sigma / downsampling.
     """
     if draws.moves is not None:
         x = moved(x, draws.moves)
         if hints_moved and hint is None:
             hint = moved(denoiser.class_means[draws.labels], draws.moves)
-    denoised = denoiser(x + draws.sigma[:, None, None, None] * draws.noise, draws.sigma, draws.labels, hint)
-    _, c_out, _ = denoiser.coefficients(draws.sigma)
+    x, sigma = pooled(x, denoiser.downsampling), draws.sigma / denoiser.downsampling
+    estimate = denoiser if denoiser.downsampling == 1 else denoiser.by_network
+    denoised = estimate(x + sigma[:, None, None, None] * draws.noise, sigma, draws.labels, hint)
+    _, c_out, _ = denoiser.coefficients(sigma)
     return torch.mean((denoised - x) ** 2, dim=(1, 2, 3)) / c_out**2
 
 

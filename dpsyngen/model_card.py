@@ -127,7 +127,7 @@ def _programmatic(config: RunConfig) -> str:
     if not config.uses_synthetic:
         return central
     config = config.without_secrets  # a family of one's own lies in a file
-    families = {stage.family or config.synthetic.family: None for stage in config.stages.stages if stage.source == "synthetic"}
+    families = {stage.family or config.synthetic.family: None for stage in config.stages.stages if "synthetic" in stage.sources}
     replayed = ", and with them more programmatic images" if config.stages.replays else ""
     return f"\n\nBefore them came programmatic images ({', '.join(families)}){replayed}, at no cost in privacy.{central}"
 

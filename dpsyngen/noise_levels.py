@@ -19,7 +19,8 @@ class Stage:
     """A range of the noise level, the images that teach it, and how sigma is drawn inside it.
 
     `lower` and `upper` bound ln sigma and may be infinite; `weight` is its share of the draws of its phase, relative to the phase's other
-    stages; `family` and `options` are those of its programmatic images, none for private ones; `replay` is `StageConfig.replay`.
+    stages; `family` and `options` are those of its programmatic images, none for private ones; `replay` and `downsampling` are those of
+    `StageConfig`.
     """
 
     name: str
@@ -31,11 +32,19 @@ class Stage:
     family: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     replay: float = 1.0
+    downsampling: int = 1
 
 
 def stages(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one."""
-    return tuple(_stage(settings, config, "synthetic" if settings.source == "synthetic" else "private") for settings in config.stages.stages)
+    """The stages of a run, in the order of `StagesConfig.stages`; InputError, naming the field, where sigma can't be drawn inside one.
+
+    One that is pretrained is there twice under its name, first as a synthetic stage.
+    """
+    return tuple(
+        _stage(settings, source, config, "synthetic" if source == "synthetic" else "private")
+        for settings in config.stages.stages
+        for source in settings.sources
+    )
 
 
 def stages_of(config: RunConfig, *sources: Source) -> tuple[Stage, ...]:
@@ -46,7 +55,7 @@ def stages_of(config: RunConfig, *sources: Source) -> tuple[Stage, ...]:
 def central_stages(config: RunConfig) -> tuple[Stage, ...]:
     """The private stages as the central phase teaches them: sigma is drawn inside their ranges by the settings of `central`; errors as `stages`."""
     learnt = [settings for settings in config.stages.stages if settings.source != "synthetic"]
-    return tuple(_stage(replace(one, sigma_draw=None, p_mean=None, p_std=None, sigma_weights=None), config, "central") for one in learnt)
+    return tuple(_stage(replace(one, sigma_draw=None, p_mean=None, p_std=None, sigma_weights=None), one.source, config, "central") for one in learnt)
 
 
 def mixture(parts: Sequence[Stage]) -> SigmaDraw:
@@ -71,14 +80,14 @@ def turns(weights: Sequence[float], numbers: np.ndarray) -> np.ndarray:
     return owner
 
 
-def _stage(settings: StageConfig, config: RunConfig, section: str) -> Stage:
+def _stage(settings: StageConfig, source: Source, config: RunConfig, section: str) -> Stage:
     low, high = settings.range
     drawn = _sigma_draw(settings, config, section)
-    if settings.source != "synthetic":
-        return Stage(settings.name, low, high, settings.source, drawn, settings.weight)
+    if source != "synthetic":
+        return Stage(settings.name, low, high, source, drawn, settings.weight, downsampling=settings.downsampling)
     own = settings.family is not None
     family, options = (settings.family or "", settings.options) if own else (config.synthetic.family, config.synthetic.options)
-    return Stage(settings.name, low, high, settings.source, drawn, settings.weight, family, options, settings.replay)
+    return Stage(settings.name, low, high, source, drawn, settings.weight, family, options, settings.replay, settings.downsampling)
 
 
 def _sigma_draw(settings: StageConfig, config: RunConfig, section: str) -> SigmaDraw:

@@ -165,7 +165,7 @@ class OrdinaryStep:
                 continue
             images, labels, hints = lesson.batches(places[mine], rng)
             draws = draw(
-                rng, lesson.stage.sigma_draw, labels.repeat_interleave(copies), self.config.data.image_shape,
+                rng, lesson.stage.sigma_draw, labels.repeat_interleave(copies), lesson.denoiser.network_shape,
                 label_dropout=self.config.network.label_dropout, null_label=lesson.denoiser.null_label,
                 copies=copies, variation=self._variation,
             )  # fmt: skip

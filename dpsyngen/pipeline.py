@@ -21,6 +21,9 @@ mend_torchvision()  # diffusers imports it on the way
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
 
+_OF_STAGES = ("name", "source", "lower", "upper", "downsampling", "detail_std")
+"""The fields of `StageConfig` that decide what a denoiser computes."""
+
 
 class DPSynGenDenoiser(ModelMixin, ConfigMixin):
     """`dpsyngen.denoiser.build_denoiser`'s network with a config.json of its own: the fields of `RunConfig` that decide its shape."""
@@ -67,7 +70,7 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
             image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, hints=config.hints.kind,
             prototypes=config.hints.prototypes, covariance_rank=config.hints.covariance_rank, closed_form=stages.closed_form,
             **asdict(config.network), variant=stages.variant, tau1=stages.tau1, tau2=stages.tau2, holder=stages.holder,
-            custom=[{"name": stage.name, "source": stage.source, "lower": stage.lower, "upper": stage.upper} for stage in stages.custom],
+            custom=[{name: getattr(stage, name) for name in _OF_STAGES} for stage in stages.custom],
         )  # fmt: skip
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:

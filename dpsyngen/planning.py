@@ -58,14 +58,19 @@ def plan_run(config: RunConfig) -> RunPlan:
         central_stages(config)  # knows whether sigma can be drawn
     synthetic = config.synthetic.planned_steps(size) if config.uses_synthetic else 0
     central, private = config.central.planned_steps(size), config.private_steps(size)
-    network = expert(denoiser, all_stages[-1].name)  # all are alike
-    rate_synthetic = _rows_per_second(config, network, all_stages[-1], per_example=False)
-    rate_private = _rows_per_second(config, network, all_stages[-1], per_example=True) if privacy else rate_synthetic
-    seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity / rate_synthetic
-    seconds += central * config.central.batch_size * config.central.noise_multiplicity / rate_synthetic
-    seconds += private * config.private.batch_size * config.private.noise_multiplicity / rate_private
+    public = tuple(stage for stage in all_stages if stage.source == "synthetic")
+    taught = tuple(stage for stage in all_stages if stage.source != "synthetic")
+    per_public_row = _seconds_per_row(config, denoiser, public, per_example=False) if public else 0.0
+    seconds = synthetic * config.synthetic.batch_size * config.synthetic.noise_multiplicity * per_public_row
+    if central:
+        per_central_row = _seconds_per_row(config, denoiser, taught, per_example=False)
+        seconds += central * config.central.batch_size * config.central.noise_multiplicity * per_central_row
+    if private:
+        per_private_row = _seconds_per_row(config, denoiser, taught, per_example=privacy is not None)
+        seconds += private * config.private.batch_size * config.private.noise_multiplicity * per_private_row
     if config.stages.replays:
-        seconds += private * replay_batch_size(config) * config.synthetic.noise_multiplicity / rate_synthetic
+        seconds += private * replay_batch_size(config) * config.synthetic.noise_multiplicity * per_public_row
+    network = expert(denoiser, all_stages[-1].name)
     return RunPlan(
         privacy=privacy,
         epsilon=privacy.epsilon_after(private) if privacy else None,
@@ -74,7 +79,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         central_steps=central,
         private_steps=private,
         parameters=sum(p.numel() for p in denoiser.parameters()),
-        memory=_memory(config, denoiser, network, size),
+        memory=_memory(config, denoiser, all_stages, size),
         seconds=seconds,
         warnings=tuple(_warnings(config, privacy, size, private, _dimension(denoiser, network, all_stages))),
     )
@@ -115,14 +120,24 @@ def _probe(config: RunConfig, images: int, copies: int) -> tuple[Tensor, Tensor]
     return x.repeat_interleave(copies, dim=0), torch.zeros(images * copies, dtype=torch.int64)
 
 
-def _rows_per_second(config: RunConfig, network: Denoiser, stage: Stage, *, per_example: bool) -> float:
-    """Rows (images x K) that one training step computes a second on this machine, timed on a few random images."""
+def _seconds_per_row(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, stages: tuple[Stage, ...], *, per_example: bool) -> float:
+    """What a row (image x draw) of training takes on this machine, on average over the stages by their weights.
+
+    Networks of one resolution are alike, so that one of them is timed.
+    """
+    alike = {stage.downsampling: stage for stage in stages}
+    seconds = {factor: _timed(config, expert(denoiser, stage.name), stage, per_example=per_example) for factor, stage in alike.items()}
+    return sum(stage.weight * seconds[stage.downsampling] for stage in stages) / sum(stage.weight for stage in stages)
+
+
+def _timed(config: RunConfig, network: Denoiser, stage: Stage, *, per_example: bool) -> float:
+    """Seconds per row of one stage's training step on a few random images, the fastest of three."""
     phase, compute = (config.private if per_example else config.synthetic), Compute.start(config.compute)
     copies, images = phase.noise_multiplicity, max(2, min(config.compute.chunk_size, 64 // phase.noise_multiplicity))
     x, labels = _probe(config, images, copies)
     network = network.to(compute.device)
     draws = draw(
-        np.random.default_rng(0), stage.sigma_draw, labels, config.data.image_shape, label_dropout=0.0, null_label=network.null_label,
+        np.random.default_rng(0), stage.sigma_draw, labels, network.network_shape, label_dropout=0.0, null_label=network.null_label,
     ).to(compute.device)  # fmt: skip
     x, fastest = x.to(compute.device), float("inf")
     for _ in range(3):
@@ -139,13 +154,24 @@ def _rows_per_second(config: RunConfig, network: Denoiser, stage: Stage, *, per_
             loss.backward()
         fastest = min(fastest, time.perf_counter() - began)
     network.zero_grad(set_to_none=True)
-    return len(x) / fastest
+    return fastest / len(x)
 
 
-def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, network: Denoiser, size: int) -> int:
+def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, stages: tuple[Stage, ...], size: int) -> int:
     """Images, weights with gradient, average and Adam's moments, a chunk's activations and per-example gradients."""
     parameters = sum(p.numel() for p in denoiser.parameters())
     bytes_each = 2 if config.compute.precision == "bf16" else 4
+    outputs = max(_outputs(config, expert(denoiser, stage.name)) for stage in stages)
+    images = config.compute.chunk_size * config.compute.chunks_at_once
+    rows = images * config.private.noise_multiplicity
+    per_example = images * parameters if config.is_private else 0
+    # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
+    held = size * np.prod(config.data.image_shape) if config.data.held_in_memory(size) else 0
+    return int(held + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+
+
+def _outputs(config: RunConfig, network: Denoiser) -> int:
+    """How many numbers the layers of a network give out for one image."""
     outputs = 0
 
     def count(layer: nn.Module, inputs: object, output: Tensor) -> None:
@@ -159,12 +185,7 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, network: Den
         network(x, torch.ones(1), labels)
     for handle in handles:
         handle.remove()
-    images = config.compute.chunk_size * config.compute.chunks_at_once
-    rows = images * config.private.noise_multiplicity
-    per_example = images * parameters if config.is_private else 0
-    # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
-    held = size * np.prod(config.data.image_shape) if config.data.held_in_memory(size) else 0
-    return int(held + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+    return outputs
 
 
 def print_plan(config: RunConfig) -> None:
@@ -218,7 +239,8 @@ def _described(stage: Stage, stages: tuple[Stage, ...]) -> str:
     together = [other for other in stages if (other.source == "synthetic") == (stage.source == "synthetic")]
     share = f", {stage.weight / sum(other.weight for other in together):.3g} of its phase" if len(together) > 1 else ""
     images = f"{stage.family} images" if stage.source == "synthetic" else f"{stage.source} images"
-    return f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {images}, {stage.sigma_draw}{share}"
+    resolution = f", at 1/{stage.downsampling} of the resolution" if stage.downsampling > 1 else ""
+    return f"ln sigma in [{stage.lower:g}, {stage.upper:g}] from {images}, {stage.sigma_draw}{share}{resolution}"
 
 
 def _duration(seconds: float) -> str:

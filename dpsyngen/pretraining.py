@@ -44,7 +44,8 @@ def _name(config: RunConfig, compute: Compute) -> str:
     """A name that follows from all that decides the weights: settings and code; hints have settings of programmatic images as well."""
     hints = {name: value for name, value in vars(config.hints).items() if name in ("kind", "centre") or name.startswith("synthetic_")}
     data = config.data.image_shape, config.data.num_classes
+    networks = [(stage.name, stage.downsampling) for stage in config.stages.stages] if config.stages.holder == "routed" else []
     arithmetic = config.compute.precision, config.compute.chunk_size, compute.device.type
-    parts = (config.seed, *data, config.network, config.stages.holder, stages_of(config, "synthetic"), hints,
+    parts = (config.seed, *data, config.network, networks, stages_of(config, "synthetic"), hints,
              replace(config.synthetic, cache=None), *arithmetic, code_digest())  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -81,7 +81,6 @@ def test_examples_of_stages_fit_every_run(example, tmp_path):
         for stage in stages(config):
             if stage.source == "synthetic":
                 make_generator(stage.family, config.data.channels, config.data.image_size, **stage.options)
-    assert len({stage.family for stage in stages(config)} - {""}) == 2
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert read_config([tmp_path / "config.yaml"]) == config
 

@@ -150,11 +150,11 @@ def test_the_gaussian_denoiser_is_the_dense_closed_form() -> None:
         gain = covariance @ torch.linalg.inv(covariance + sigma[row].double() ** 2 * torch.eye(64).double())
         expected = mean + gain @ (x[row].flatten().double() - mean)
         torch.testing.assert_close(found[row].flatten().double(), expected, rtol=1e-4, atol=1e-5)
-    alone = net._by_network(x[3:], sigma[3:], labels[3:], None)
+    alone = net.by_network(x[3:], sigma[3:], labels[3:], None)
     torch.testing.assert_close(found[3:], alone, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(net(x[:3], sigma[:3], labels[:3]), found[:3])
-    torch.testing.assert_close(net(x, sigma, labels, torch.zeros_like(x)), net._by_network(x, sigma, labels, torch.zeros_like(x)))
+    torch.testing.assert_close(net(x, sigma, labels, torch.zeros_like(x)), net.by_network(x, sigma, labels, torch.zeros_like(x)))
 
 
 def test_a_run_whose_coarse_stage_is_in_closed_form(tmp_path, monkeypatch, capsys) -> None:

@@ -43,6 +43,14 @@ def test_another_phase_is_not_taken(images: Path, tmp_path: Path, flag: str) -> 
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_networks_of_other_names_or_resolutions_are_not_taken(images: Path, tmp_path: Path) -> None:
+    cached = f"--synthetic.cache={tmp_path / 'cache'}"
+    for run, private in enumerate(("name: a", "name: b", "name: b, downsampling: 2", "name: b")):
+        custom = f"--stages.custom=[{{{private}, source: private, upper: 0}}, {{name: coarse, source: synthetic, lower: 0}}]"
+        trained(images, tmp_path / str(run), cached, "--stages.variant=custom", "--stages.holder=routed", custom)
+        assert ("synthetic" in phases(tmp_path / str(run))) == (run < 3)
+
+
 def test_a_damaged_cache_is_one_line(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

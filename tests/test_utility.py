@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_rows_are_counted_as_the_phases_compute_them():
     closed = ["--stages.closed_form=true", "--hints.covariance_rank=8", "--stages.tau2=1.7", "--sampling.steps=20", "--sampling.sigma_max=40"]
     levels = karras_grid(20, 0.002, 40, 7)[:-1]
     assert cost_of(read_config([recipe], closed)).drawn == 10_000 * int((levels <= math.exp(1.7)).sum()) < 10_000 * 20
+
+
+def test_rows_and_evaluations_at_half_resolution_count_as_such():
+    flags = ["--data.image_size=32", "--synthetic.steps=6", "--private.steps=5", "--sampling.steps=20", "--sampling.sigma_max=40"]
+    config = read_config([ROOT / "configs/mnist/dp_syngen.yaml", ROOT / "configs/examples/half_resolution.yaml"], flags)
+    custom = tuple(replace(stage, downsampling=2) for stage in config.stages.custom)
+    cost, half = cost_of(config), cost_of(replace(config, stages=replace(config.stages, custom=custom))).forward
+    assert 0.2 * cost.forward < half < 0.3 * cost.forward
+    cleaning = 6 * 128 // 4  # the draws of a stage of weight 1 in 4
+    assert cost.training == 3 * (cleaning * cost.forward + (3 * cleaning + 5 * 256 * 2) * half)
+    fine = int((karras_grid(20, 0.002, 40, 7)[:-1].log() < -0.5).sum())
+    assert cost.sampling == 10_000 * (fine * cost.forward + (20 - fine) * half) and 0 < fine < 20
 
 
 @pytest.fixture

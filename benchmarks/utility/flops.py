@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Cost:
     """What a run computes. Rows are noisy images that the denoiser is trained on."""
 
     forward: int
-    """FLOPs of one evaluation of the denoiser's network on one image."""
+    """FLOPs of one evaluation of the denoiser's network on one image, of the largest where stages have networks for several resolutions."""
     synthetic: int
     """Rows in the phases before the private one, of programmatic images and of class means: steps x batch size x K."""
     replayed: int
@@ -42,16 +43,10 @@ class Cost:
     """Rows of private images, as many as are expected: steps x batch size x K."""
     drawn: int
     """Evaluations of the network on one image that sampling takes."""
-
-    @property
-    def training(self) -> int:
-        """FLOPs of all phases."""
-        return TRAINING_PASSES * self.forward * (self.synthetic + self.replayed + self.private)
-
-    @property
-    def sampling(self) -> int:
-        """FLOPs of drawing the sample set."""
-        return self.forward * self.drawn
+    training: int
+    """FLOPs of both phases."""
+    sampling: int
+    """FLOPs of drawing the sample set."""
 
 
 def cost_of(config: RunConfig) -> Cost:
@@ -62,33 +57,55 @@ def cost_of(config: RunConfig) -> Cost:
     private_steps = config.private_steps(size)
     replayed = private_steps * replay_batch_size(config) if config.stages.replays else 0
     synthetic = config.synthetic.planned_steps(size) * _rows(config.synthetic) if config.uses_synthetic else 0
+    central = config.central.planned_steps(size) * _rows(config.central)
+    replayed, private = replayed * config.synthetic.noise_multiplicity, private_steps * _rows(config.private)
+    forward = _forwards(config)
+    public, taught = (_on_average(forward, config, is_public) for is_public in (True, False))
+    asked = [config.sampling.num_images * evaluations for evaluations in _evaluations(config)]
     return Cost(
-        forward=_forward(config),
-        synthetic=synthetic + config.central.planned_steps(size) * _rows(config.central),
-        replayed=replayed * config.synthetic.noise_multiplicity,
-        private=private_steps * _rows(config.private),
-        drawn=config.sampling.num_images * _evaluations(config),
-    )
+        forward=max(forward.values()), synthetic=synthetic + central, replayed=replayed, private=private, drawn=sum(asked),
+        training=round(TRAINING_PASSES * (public * (synthetic + replayed) + taught * (central + private))),
+        sampling=sum(forward[stage.downsampling] * count for stage, count in zip(config.stages.stages, asked, strict=True)),
+    )  # fmt: skip
 
 
 def _rows(phase: PhaseConfig) -> int:
     return phase.batch_size * phase.noise_multiplicity
 
 
-def _evaluations(config: RunConfig) -> int:
-    """How often the network is asked to draw one image: where stages.closed_form answers for it, it isn't."""
+def _on_average(forward: dict[int, int], config: RunConfig, public: bool) -> Fraction:
+    """FLOPs of an evaluation for a row of the synthetic phase, or of the private one: 0 where it has no stages."""
+    phase = [stage for stage in stages(config) if (stage.source == "synthetic") == public]
+    weights = [Fraction(stage.weight) for stage in phase]
+    return sum((weight * forward[stage.downsampling] for weight, stage in zip(weights, phase, strict=True)), Fraction()) / (sum(weights) or 1)
+
+
+def _evaluations(config: RunConfig) -> list[int]:
+    """How often the network of each stage is asked to draw one image, all in the first place where they have one network.
+
+    Where stages.closed_form answers for a network, it isn't asked.
+    """
     sampling = config.sampling
     sigmas = karras_grid(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho)[:-1]
     asked = torch.cat([sigmas, sigmas[1:]]) if sampling.sampler == "heun" else sigmas
-    by_network = int((asked.log() <= (config.stages.tau2 if config.stages.closed_form else math.inf)).sum())
-    return by_network * (1 if sampling.guidance in (0, 1) else 2)
+    levels = asked.log()
+    levels = levels[levels <= (config.stages.tau2 if config.stages.closed_form else math.inf)]
+    calls = 1 if sampling.guidance in (0, 1) else 2
+    ranges = [stage.range for stage in config.stages.stages]
+    if config.stages.holder == "shared":
+        ranges = [(-math.inf, math.inf)] + [(0.0, 0.0)] * (len(ranges) - 1)
+    return [calls * int(((levels >= lower) & (levels < upper)).sum()) for lower, upper in ranges]
 
 
-def _forward(config: RunConfig) -> int:
-    network = expert(build_denoiser(config), stages(config)[0].name)  # all are alike
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *config.data.image_shape), torch.full((1,), config.sampling.sigma_min), torch.zeros(1, dtype=torch.int64))
-    return int(counter.get_total_flops())
+def _forwards(config: RunConfig) -> dict[int, int]:
+    """FLOPs of one evaluation by the network's downsampling; networks of one resolution are alike."""
+    denoiser, counted = build_denoiser(config), {}
+    for factor, name in {stage.downsampling: stage.name for stage in config.stages.stages}.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            levels, labels = torch.full((1,), config.sampling.sigma_min), torch.zeros(1, dtype=torch.int64)
+            expert(denoiser, name)(torch.zeros(1, *config.data.image_shape), levels, labels)
+        counted[factor] = int(counter.get_total_flops())
+    return counted
 
 
 def main(argv: list[str]) -> None:

@@ -293,6 +293,7 @@ class RunConfig:
         has_covariance = self.hints.kind == "class_means" and self.hints.covariance_rank > 0
         require(has_covariance or not self.stages.closed_form, "stages.closed_form",
                 "false without DP class means and hints.covariance_rank > 0", self.stages.closed_form)
+        self._check_resolutions()
         require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
                  "name", "a plain directory name", self.name)
         size = self.data.expected_size
@@ -310,6 +311,15 @@ class RunConfig:
                  "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":
             require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
+
+    def _check_resolutions(self) -> None:
+        size = self.data.image_size
+        for stage in self.stages.custom:
+            name = f"stages.custom: stage {stage.name}: downsampling"
+            require(size % stage.downsampling == 0 and size // stage.downsampling >= 4, name,
+                    f"a divisor of data.image_size = {size} that leaves at least 4 pixels", stage.downsampling)
+            require(stage.downsampling == 1 or not self.stages.closed_form, name, "1, since stages.closed_form is at full resolution",
+                    stage.downsampling)
 
     @property
     def without_secrets(self) -> "RunConfig":
@@ -359,7 +369,7 @@ class RunConfig:
             require(self._learns_private_images, f"central.{length}", "0, since no stage learns from private images", given)
 
     def _has_stages_of(self, source: Source) -> bool:
-        return any(stage.source == source for stage in self.stages.stages)
+        return any(source in stage.sources for stage in self.stages.stages)
 
 
 def _without_folder(text: str) -> str:

@@ -28,9 +28,9 @@ class StageConfig:
     weight: float = 1.0
     """Its share of the draws of its phase, relative to the other stages of that phase."""
     family: str | None = None
-    """For synthetic: a generator's name; null takes synthetic.family with synthetic.options."""
+    """For synthetic or pretrained: a generator's name; null takes synthetic.family with synthetic.options."""
     options: dict[str, float | int | str | bool] = field(default_factory=dict)
-    """For synthetic: the settings of `family`."""
+    """The settings of `family`."""
     sigma_draw: SigmaDraw | None = None
     """As in the phase, whose setting null takes; the same for"""
     p_mean: float | None = None
@@ -41,6 +41,13 @@ class StageConfig:
     """and this."""
     replay: float = 1.0
     """For synthetic: a factor of its part of the gradient that stages.replay adds to private steps; with 0 it isn't replayed."""
+    pretrained: bool = False
+    """For private images with the routed holder: programmatic ones teach its network the same range before, in the synthetic phase, with its
+    weight there."""
+    downsampling: int = 1
+    """Its network works on means over blocks of so many pixels squared, 2 for half the resolution. Needs the routed holder."""
+    detail_std: float = 0.25
+    """With downsampling: the standard deviation that is assumed of what differs within a block beyond the hint; a public constant."""
 
     def __post_init__(self) -> None:
         self._require(re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.name) is not None, "name", "1 to 40 letters, digits, dashes, underscores", self.name)
@@ -50,7 +57,11 @@ class StageConfig:
         self._require(low < high, "lower", f"a number below upper = {self.upper}", self.lower)
         self._require(0 < self.weight < inf, "weight", "a finite number > 0", self.weight)
         self._require(0 <= self.replay < inf, "replay", "a finite number >= 0", self.replay)
-        if self.source != "synthetic":
+        self._require(self.downsampling >= 1, "downsampling", "an integer >= 1", self.downsampling)
+        self._require(0 <= self.detail_std < inf, "detail_std", "a finite number >= 0", self.detail_std)
+        if self.source == "synthetic":
+            self._require(not self.pretrained, "pretrained", "false, since its source is synthetic", self.pretrained)
+        elif not self.pretrained:
             self._require(self.family is None, "family", f"null, since its source is {self.source}", self.family)
         self._require(not self.options or self.family is not None, "options", "family beside them", self.options)
         if self.sigma_draw not in (None, "lognormal"):
@@ -66,6 +77,11 @@ class StageConfig:
     def range(self) -> tuple[float, float]:
         """The bounds of ln sigma, infinite where open."""
         return -inf if self.lower is None else self.lower, inf if self.upper is None else self.upper
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The images that teach it, in their order."""
+        return ("synthetic", self.source) if self.pretrained else (self.source,)
 
     def _require(self, condition: bool, name: str, expected: str, value: object) -> None:
         require(condition, f"stages.custom: stage {self.name}: {name}", expected, value)
@@ -85,7 +101,8 @@ class StagesConfig:
     """One network for all stages, or one network per stage switched by sigma while sampling."""
     custom: tuple[StageConfig, ...] = ()
     """Stages of your own, [{name: fine, source: synthetic, upper: -2, family: dead_leaves}, {name: rest, source: private, lower: -2}], with
-    bounds on ln sigma that are open where left out; further entries: weight, options, replay, sigma_draw, p_mean, p_std, sigma_weights."""
+    bounds on ln sigma that are open where left out; further entries: weight, options, replay, sigma_draw, p_mean, p_std, sigma_weights,
+    pretrained, downsampling, detail_std."""
     closed_form: bool = False
     """Draw the coarse stage, ln sigma above tau2, by the closed form for Gaussians around the hints, whose covariance the
     hints must have, instead of by the network."""
@@ -103,6 +120,12 @@ class StagesConfig:
             refines = self.variant.startswith("finetune")
             require(not refines, "stages.holder", f"shared, since stages.variant {self.variant} refines one network", self.holder)
             _expect_tiling(self.custom)
+        for stage in self.custom if self.holder == "shared" else ():
+            where = f"stages.custom: stage {stage.name}"
+            require(stage.downsampling == 1, f"{where}: downsampling", "1, since stages.holder is shared: all stages have one network",
+                    stage.downsampling)
+            require(not stage.pretrained, f"{where}: pretrained", "false, since stages.holder is shared: a synthetic stage beside it does that",
+                    stage.pretrained)
         require(0 <= self.replay < inf, "stages.replay", "a finite number >= 0", self.replay)
         require(self.replay_batch_size is None or self.replay_batch_size >= 1, "stages.replay_batch_size", "an integer >= 1 or null",
                 self.replay_batch_size)

@@ -89,7 +89,7 @@ class PrivateStep:
         copies = self.plan.noise_multiplicity
         drawn = draw(
             self.plan.draw_source(self.key, self.journal.attempt, step, piece.chunk), self.sigma_draw,
-            labels.repeat_interleave(copies), config.data.image_shape,
+            labels.repeat_interleave(copies), self.denoiser.network_shape,
             label_dropout=config.network.label_dropout, null_label=self.denoiser.null_label,
             copies=copies, variation=self._variation,
         )  # fmt: skip
