@@ -28,7 +28,7 @@ from dpsyngen.data import SyntheticImages
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.ordinary_step import OrdinaryStep
-from dpsyngen.phases import synthetic_phase
+from dpsyngen.phases import Phase, synthetic_phase
 from synthetic_generators import available
 
 SHAPES = ((1, 28), (3, 32))
@@ -68,16 +68,22 @@ def _leaf_mask(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int
     return inside
 
 
-def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
-    """One step of the synthetic phase at each call, always on the same images."""
+def own_phase(config: RunConfig, compute: Compute) -> tuple[Phase, OrdinaryStep]:
+    """The config's synthetic phase and its step; InputError if there is none."""
     phase = synthetic_phase(config, build_denoiser(config), compute)
     if phase is None or not isinstance(phase.gradient, OrdinaryStep):
         raise InputError(f"stages.variant: expected one with a synthetic phase, got {config.stages.variant}")
+    return phase, phase.gradient
+
+
+def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
+    """One step of the synthetic phase at each call, always on the same images."""
+    phase, gradient = own_phase(config, compute)
     lessons = []
-    for lesson in phase.gradient.lessons:
+    for lesson in gradient.lessons:
         made = lesson.batches(np.arange(config.synthetic.batch_size), np.random.default_rng(0))
         lessons.append(dataclasses.replace(lesson, batches=lambda places, rng, made=made: tuple(x if x is None else x[: len(places)] for x in made)))
-    gradient = dataclasses.replace(phase.gradient, lessons=tuple(lessons))
+    gradient = dataclasses.replace(gradient, lessons=tuple(lessons))
     optimizer = torch.optim.Adam(phase.trained.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -89,10 +95,8 @@ def training_step(config: RunConfig, compute: Compute) -> Callable[[], None]:
 
 def own_batches(config: RunConfig, compute: Compute) -> tuple[Callable[[], None], Callable[[], None]]:
     """Batches of the config's first synthetic stage with their hints: of images that are new, and of images that were made before."""
-    phase = synthetic_phase(config, build_denoiser(config), compute)
-    if phase is None or not isinstance(phase.gradient, OrdinaryStep):
-        raise InputError(f"stages.variant: expected one with a synthetic phase, got {config.stages.variant}")
-    lesson, rng, made = phase.gradient.lessons[0], np.random.default_rng(0), 0
+    _, gradient = own_phase(config, compute)
+    lesson, rng, made = gradient.lessons[0], np.random.default_rng(0), 0
 
     def new() -> None:
         nonlocal made

@@ -318,13 +318,13 @@ MUTATIONS = (
     # Rule 5: DP class means, in one plan with DP-SGD.
     Mutation(
         "class means divided by exact counts", 5, MEANS,
-        ", self._noisy(counts, rng, grid), shape\n",
+        ", noisy_sum(counts, self.noise_multiplier, rng, grid), shape\n",
         ", counts, shape\n",
         NOISY_COUNTS,
     ),
     Mutation(
         "class means of exact sums", 5, MEANS,
-        "return self._noisy(sums, rng, grid),",
+        "return noisy_sum(sums, self.noise_multiplier, rng, grid),",
         "return sums,",
         _rules("class_means_noise_reaches_the_sums"),
     ),
@@ -366,8 +366,8 @@ MUTATIONS = (
     ),
     Mutation(
         "covariance of exact sums", 5, COVARIANCE,
-        "vector = vector + self.noise_multiplier * rng",
-        "vector = vector + 0 * rng",
+        "noisy_sum(summed[\"vector\"].numpy(), self.noise_multiplier, rng, grid)",
+        "noisy_sum(summed[\"vector\"].numpy(), 0.0, rng, grid)",
         _covariance("the_sum_has_noise"),
     ),
     Mutation(

@@ -15,7 +15,7 @@ from dpsyngen.privacy.randomness import SecureStream
 from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
 
 # How far below the grid's sensitivity contributions are scaled: norms of up to 2^20 float64 entries are wrong by less than 2^-32.
-_MARGIN = 2.0**-30
+MARGIN = 2.0**-30
 # What decides the parts of a class in the first place: smooth fields from this public seed, of at most so many waves along a side.
 _FIELDS_SEED, _WAVES = 0, 3
 
@@ -27,6 +27,11 @@ class ClassMeans(NamedTuple):
 
     means: Tensor
     shares: Tensor
+
+    @property
+    def per_class(self) -> int:
+        """Prototypes of each class."""
+        return len(self.means) // round(float(self.shares.sum()))
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class ClassMeansMechanism:
             scaled, weight = self.contributions(images)
             seen += len(images)
             if grid is not None:
-                scaled, weight = np.trunc(scaled * ((1 - _MARGIN) / grid.step)), math.trunc(weight * (1 - _MARGIN) / grid.step)
+                scaled, weight = np.trunc(scaled * ((1 - MARGIN) / grid.step)), math.trunc(weight * (1 - MARGIN) / grid.step)
             block = (labels if prototypes is None else nearest_prototypes(images, labels, prototypes, self.prototypes)).numpy()
             for which in np.unique(block):
                 sums[which] += scaled[block == which].sum(axis=0)
@@ -125,13 +130,7 @@ class ClassMeansMechanism:
         if grid is not None:
             refuse_inexact_sums(int(total["seen"]))
         sums, counts = total["sums"].numpy(), total["counts"].numpy()
-        return self._noisy(sums, rng, grid), self._noisy(counts, rng, grid), shape
-
-    def _noisy(self, total: np.ndarray, rng: np.random.Generator | SecureStream, grid: Grid | None) -> np.ndarray:
-        """`total`, in units of the grid if there is one, with noise: in units of the sensitivity."""
-        if isinstance(rng, SecureStream) and grid is not None:
-            return (total + rounded_gaussian(rng, total.size, grid.exponent).numpy().reshape(total.shape)) * grid.step
-        return total + self.noise_multiplier * rng.standard_normal(total.shape)
+        return noisy_sum(sums, self.noise_multiplier, rng, grid), noisy_sum(counts, self.noise_multiplier, rng, grid), shape
 
     def means(self, sums: np.ndarray, counts: np.ndarray) -> Tensor:
         """Post-processing of a round's noisy vector: sums float64 [blocks, D], counts [blocks] -> float32 [blocks, D]."""
@@ -174,3 +173,10 @@ class ClassMeansMechanism:
     @property
     def _image_weight(self) -> float:
         return math.sqrt(1 - self.count_weight**2)
+
+
+def noisy_sum(total: np.ndarray, noise_multiplier: float, rng: np.random.Generator | SecureStream, grid: Grid | None) -> np.ndarray:
+    """`total`, in units of the grid if there is one, with the noise of a Gaussian mechanism: float64 like it, in units of the sensitivity."""
+    if isinstance(rng, SecureStream) and grid is not None:
+        return (total + rounded_gaussian(rng, total.size, grid.exponent).numpy().reshape(total.shape)) * grid.step
+    return total + noise_multiplier * rng.standard_normal(total.shape)

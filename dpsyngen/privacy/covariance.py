@@ -12,11 +12,10 @@ from torch import Tensor
 
 from dpsyngen.config import RunConfig
 from dpsyngen.hints import nearest_prototypes
-from dpsyngen.privacy.class_means import ClassMeans
+from dpsyngen.privacy.class_means import MARGIN, ClassMeans, noisy_sum
 from dpsyngen.privacy.randomness import SecureStream
-from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
+from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums
 
-_MARGIN = 2.0**-30
 _IMAGES_AT_ONCE = 64  # under secure noise each image's outer product is truncated by itself
 
 
@@ -62,7 +61,7 @@ class CovarianceMechanism:
         """The main axes of all (images, labels) batches around `hints`. Spends the mechanism once; processes and noise as for class means."""
         grid = Grid.of(self.noise_multiplier, 1.0) if isinstance(rng, SecureStream) else None
         basis = self._basis(hints.means.shape[1:])
-        upper = np.triu_indices(len(basis))
+        upper, weights = _upper_triangle(len(basis))
         total, seen = np.zeros((len(basis), len(basis))), 0
         for images, labels in batches:
             z, seen = self._clipped(images, labels, hints, basis), seen + len(images)
@@ -70,17 +69,14 @@ class CovarianceMechanism:
                 total += z.T @ z
                 continue
             for part in np.split(z, range(_IMAGES_AT_ONCE, len(z), _IMAGES_AT_ONCE)):
-                products = part[:, upper[0]] * part[:, upper[1]] * np.where(upper[0] == upper[1], 1, math.sqrt(2))
-                total[upper] += np.trunc(products * ((1 - _MARGIN) / grid.step)).sum(axis=0)
-        vector = total[upper] if grid is not None else total[upper] * np.where(upper[0] == upper[1], 1, math.sqrt(2))
+                products = part[:, upper[0]] * part[:, upper[1]] * weights
+                total[upper] += np.trunc(products * ((1 - MARGIN) / grid.step)).sum(axis=0)
+        vector = total[upper] if grid is not None else total[upper] * weights
         own = {"vector": torch.from_numpy(vector), "seen": torch.tensor([float(seen)], dtype=torch.float64)}
         summed = sum_over_processes(own)
-        vector = summed["vector"].numpy()
-        if isinstance(rng, SecureStream) and grid is not None:
+        if grid is not None:
             refuse_inexact_sums(int(summed["seen"]))
-            vector = (vector + rounded_gaussian(rng, len(vector), grid.exponent).numpy()) * grid.step
-        else:
-            vector = vector + self.noise_multiplier * rng.standard_normal(len(vector))
+        vector = noisy_sum(summed["vector"].numpy(), self.noise_multiplier, rng, grid)
         return self.modes(vector, basis, hints.means.shape[1:])
 
     def modes(self, vector: np.ndarray, basis: np.ndarray, image_shape: torch.Size) -> Modes:
@@ -90,9 +86,9 @@ class CovarianceMechanism:
         and Nadakuditi, "The eigenvalues and eigenvectors of finite, low rank perturbations of large random matrices", 2011).
         """
         dimension, unit = len(basis), self.radius**2 / self.expected_size
-        upper = np.triu_indices(dimension)
+        upper, weights = _upper_triangle(dimension)
         matrix = np.zeros((dimension, dimension))
-        matrix[upper] = vector * unit / np.where(upper[0] == upper[1], 1, math.sqrt(2))
+        matrix[upper] = vector * unit / weights
         matrix = matrix + np.triu(matrix, 1).T
         seen, axes = np.linalg.eigh(matrix)
         seen, axes = seen[::-1][: self.rank], axes.T[::-1][: self.rank]
@@ -104,15 +100,10 @@ class CovarianceMechanism:
 
     def _clipped(self, images: Tensor, labels: Tensor, hints: ClassMeans, basis: np.ndarray) -> np.ndarray:
         """z / R of images float32 [N, C, H, W]: float64 [N, d], rows of norm at most 1; zero for what isn't finite."""
-        per_class = len(hints.means) // self._classes(hints)
-        rows = labels if per_class == 1 else nearest_prototypes(images, labels, hints.means, per_class)
+        rows = nearest_prototypes(images, labels, hints.means, hints.per_class)
         z = (images - hints.means[rows]).flatten(start_dim=1).double().numpy() @ basis.T
         norms = np.linalg.norm(z, axis=1, keepdims=True)
         return np.where(np.isfinite(norms), z / np.maximum(norms, self.radius), 0.0)
-
-    @staticmethod
-    def _classes(hints: ClassMeans) -> int:
-        return round(float(hints.shares.sum()))  # shares add up to 1 in each class
 
     def _basis(self, image_shape: torch.Size) -> np.ndarray:
         """Orthonormal low-frequency fields, float64 [C resolution^2, C H W]."""
@@ -120,3 +111,9 @@ class CovarianceMechanism:
         rows, columns = (dct(np.eye(size), axis=0, norm="ortho")[: self.resolution] for size in (height, width))
         fields = np.einsum("iy,jx->ijyx", rows, columns).reshape(-1, height * width)
         return np.kron(np.eye(channels), fields)
+
+
+def _upper_triangle(dimension: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Where a symmetric matrix keeps its entries, and what makes a vector of the same norm of them: 1 on the diagonal, sqrt(2) above it."""
+    rows, columns = np.triu_indices(dimension)
+    return (rows, columns), np.where(rows == columns, 1, math.sqrt(2))
