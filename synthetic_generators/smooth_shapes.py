@@ -78,6 +78,10 @@ class SmoothShapes:
     """The fraction of the other shapes that have a rim of another colour."""
     contrast: float = 0.15
     """How far a shape's colour is from the ground's at least, in every channel and before shading, as a fraction of the range."""
+    alike: float = 0.0
+    """The fraction of later shapes of an image that have the first one's colour, as sleeves have that of the garment."""
+    mirrored: float = 0.0
+    """The fraction of images whose right half is the mirror image of the left, so that shapes beside the middle become pairs: legs, handles."""
     ground: Literal["mixed", "black", "white", "plain", "gradient"] = "mixed"
     """What the shapes lie on: plain is an even random colour, gradient one that changes evenly in a random direction; mixed draws one of
     the other four for each image."""
@@ -90,7 +94,7 @@ class SmoothShapes:
         require(0 <= self.lumps < 1, "lumps", "a number in [0, 1)", self.lumps)
         require(self.decay >= 0, "decay", "a number >= 0", self.decay)
         require(self.stretch >= 1, "stretch", "a number >= 1", self.stretch)
-        for name in ("symmetric", "shift", "shading", "hollow", "rims"):
+        for name in ("symmetric", "shift", "shading", "hollow", "rims", "alike", "mirrored"):
             require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
         require(self.size_min > 0, "size_min", "a number > 0", self.size_min)
         require(self.size_min <= self.size_max <= 1, "size_max", f"a number from size_min = {self.size_min} to 1", self.size_max)
@@ -107,13 +111,19 @@ class SmoothShapes:
     def _generate_block(self, streams: Streams) -> np.ndarray:
         ground, images = self._draw_grounds(streams)
         count = np.float32(self.shapes + 1) ** streams.uniform("shapes")
+        mirrored = streams.uniform("mirrored") < self.mirrored
+        first = np.full_like(ground, np.nan)  # the first shapes' colours
         together = max(1, _PIXELS // self.image_size**2)
         for number in range(1, self.shapes + 1):
             image = np.flatnonzero(count >= number)
-            shapes = self._draw_shapes(streams.take(image).child(f"shape {number}"), ground[image])
+            shapes = self._draw_shapes(streams.take(image).child(f"shape {number}"), ground[image], first[image], mirrored[image])
+            if number == 1:
+                first[image] = shapes.fill
             for start in range(0, len(image), together):
                 chunk = slice(start, start + together)
                 images[image[chunk]] = self._lay(images[image[chunk]], _Shapes(*(field[chunk] for field in shapes)))
+        half = self.image_size // 2
+        images[mirrored, :, :, -half:] = images[mirrored, :, :, half - 1 :: -1]
         return (images * 255 + 0.5).astype(np.uint8)
 
     def _draw_grounds(self, streams: Streams) -> tuple[np.ndarray, np.ndarray]:
@@ -126,11 +136,12 @@ class SmoothShapes:
         change = slope[:, :1] * x + slope[:, 1:] * x.T
         return level, np.clip(level + change, 0, 1)
 
-    def _draw_shapes(self, streams: Streams, ground: np.ndarray) -> _Shapes:
-        """A shape for each image, given the grounds' levels [n, C, 1, 1]."""
+    def _draw_shapes(self, streams: Streams, ground: np.ndarray, first: np.ndarray, mirrored: np.ndarray) -> _Shapes:
+        """A shape for each image, given levels [n, C, 1, 1] of the ground and of the image's first shape, nan for that one, and bool [n]."""
         draw = streams.uniform
         diameter = self.image_size * draw("size", (1,), self.size_min, self.size_max)
         centre = self.image_size / 2 + draw("centre", (2,), -0.5, 0.5) * (self.image_size - diameter) * self.shift
+        centre[:, 0] = np.where(mirrored, np.minimum(centre[:, 0], self.image_size - centre[:, 0]), centre[:, 0])
         ratio = np.float32(self.stretch) ** draw("stretch", (1,), -0.5, 0.5)
         symmetric = draw("symmetric") < self.symmetric
         turn = np.where(symmetric, np.float32(-np.pi / 2), draw("turn", (), 0, 2 * np.pi))
@@ -143,6 +154,7 @@ class SmoothShapes:
         distance, reach = outline_tables(axes, amplitude * np.cos(phase), amplitude * np.sin(phase))
 
         fill, rim = ((ground + draw(name, ground.shape[1:], self.contrast, 1 - self.contrast)) % 1 for name in ("fill", "rim"))
+        fill = np.where((draw("alike", (1, 1, 1)) < self.alike) & ~np.isnan(first), first, fill)
         kind = draw("kind", (1, 1, 1))
         hollow, rimmed = kind < self.hollow, (kind >= self.hollow) & (kind < self.hollow + self.rims * (1 - self.hollow))
         core = np.where(hollow | rimmed, 1 - draw("rim width", (1, 1, 1), 0.12, 0.4), 0)

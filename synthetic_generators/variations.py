@@ -1,6 +1,7 @@
 """Variations: figures that come in many versions of themselves, as the members of a class do.
 
-Another family draws a figure, and each of its `copies` is bent, turned, sheared, scaled, moved and drawn thinner or thicker. The
+Another family draws a figure, and each of its `copies` is bent, turned, sheared, scaled, moved and drawn thinner or thicker, in a tone and
+with a pattern of its own if it shall. The
 deformations are those that augment handwriting (Simard, Steinkraus and Platt, "Best practices for convolutional neural networks applied
 to visual document analysis", ICDAR 2003): an affine map and a smooth random field of displacements. To make classes of programmatic
 images with them is ours. The mean of a figure's other copies is to a copy what its class mean is to a private image, so a denoiser can
@@ -71,6 +72,10 @@ class Variations:
     """Standard deviation of the displacements at a grid of 4 x 4 points, between which they change smoothly; in the same unit."""
     thickness: float = Deformation.thickness
     """How far bright parts grow or shrink: up to this fraction of a pixel's way to the brightest, or darkest, of its neighbours."""
+    tone: float = 0.0
+    """How much lighter or darker a version is: standard deviation of ln gamma, by which power of levels in [0, 1] its own differ."""
+    pattern: float = 0.0
+    """How far a version may be darkened in stripes, checks or grains that are its own: up to this fraction of its levels."""
     families: Nested = field(default_factory=dict)
     """The options of the family that draws the figures."""
 
@@ -79,6 +84,8 @@ class Variations:
         for name in ("affine", "slant", "shift", "bend"):
             require(getattr(self, name) >= 0, name, "a number >= 0", getattr(self, name))
         require(0 <= self.thickness <= 1, "thickness", "a number in [0, 1]", self.thickness)
+        require(0 <= self.tone <= 2, "tone", "a number in [0, 2]", self.tone)
+        require(0 <= self.pattern <= 1, "pattern", "a number in [0, 1]", self.pattern)
         self._figures  # noqa: B018 - refuses what it can't be made of
 
     @cached_property
@@ -93,8 +100,33 @@ class Variations:
         images = np.empty((len(streams), *figures.shape[1:]), dtype=np.uint8)
         for start in range(0, len(streams), _BLOCK):
             block = slice(start, start + _BLOCK)
-            images[block] = deformed(streams.take(block), figures[which[block]])
+            versions = deformed(streams.take(block), figures[which[block]])
+            images[block] = self._dressed(streams.take(block), versions) if self.tone or self.pattern else versions
         return images
+
+    def _dressed(self, streams: Streams, versions: np.ndarray) -> np.ndarray:
+        """Each version, uint8 [n, C, H, W], in its own tone and with its own pattern; black stays black."""
+        gamma = np.exp(np.float32(self.tone) * streams.normal("tone"))[:, None, None, None]
+        darker = streams.uniform("pattern", (1, 1), 0, self.pattern) * _patterns(streams, versions.shape[-1])
+        levels = (versions / np.float32(255)) ** gamma * (1 - darker[:, None])
+        return (levels * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def _patterns(streams: Streams, size: int) -> np.ndarray:
+    """A pattern for each stream, float32 [n, size, size] in [0, 1]: nothing for half of them, else stripes, checks or grains.
+
+    Stripes and checks are waves of 3 pixels' length or longer, upright for half of them; grains are pixels by themselves.
+    """
+    kind = streams.integers("pattern kind", 6, (1, 1))
+    turn = streams.uniform("pattern turn", (1, 1), 0, 2)  # in right angles
+    turn = np.where(streams.uniform("pattern upright", (1, 1)) < 0.5, np.floor(turn), turn) * np.float32(np.pi / 2)
+    frequency = np.float32(2 * np.pi / 3) * streams.uniform("pattern frequency", (1, 1), 0.2, 1)
+    phase = streams.uniform("pattern phase", (2, 1, 1), 0, 2 * np.pi)
+    pixel = np.arange(size, dtype=np.float32)
+    across = np.cos(frequency * (np.cos(turn) * pixel + np.sin(turn) * pixel[:, None]) + phase[:, 0])
+    along = np.cos(frequency * (np.cos(turn) * pixel[:, None] - np.sin(turn) * pixel) + phase[:, 1])
+    grain = streams.uniform("pattern grain", (size, size))
+    return np.select([kind == 1, kind == 2, kind == 3], [(1 + across) / 2, (1 + across * along) / 2, grain], np.float32(0))
 
 
 def _grown(figures: np.ndarray, amount: np.ndarray) -> np.ndarray:

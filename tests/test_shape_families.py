@@ -56,6 +56,8 @@ def test_an_image_is_the_same_in_any_batch(name: str, channels: int, image_size:
         ("smooth_shapes", {"size_min": 0}, "option size_min: expected"),
         ("smooth_shapes", {"size_max": 0.2}, "option size_max: expected a number from size_min = 0.3 to 1"),
         ("smooth_shapes", {"contrast": 0.6}, "option contrast: expected"),
+        ("smooth_shapes", {"alike": 2}, "option alike: expected"),
+        ("smooth_shapes", {"mirrored": -1}, "option mirrored: expected"),
         ("smooth_shapes", {"edge": 0}, "option edge: expected"),
         ("smooth_shapes", {"ground": "grey"}, "option ground: unknown choice 'grey'"),
     ],
@@ -290,3 +292,27 @@ def test_shading_changes_the_level_within_a_shape_and_shapes_are_up_to_the_asked
     assert found[0] == found[4] == 0
     assert found[1] / 400 == pytest.approx(np.log(2) / np.log(4), abs=0.1)
     assert found[3] > 40
+
+
+@pytest.mark.parametrize("image_size", [32, 27])
+def test_mirrored_images_are_mirror_images_of_themselves_and_keep_all_their_shapes(image_size: int) -> None:
+    options: dict[str, Any] = SIMPLE | {"ground": "black", "contrast": 0.4, "shift": 1, "size_min": 0.2, "size_max": 0.3, "image_size": image_size}
+    images = draw("smooth_shapes", 200, mirrored=1, **options)
+    assert np.array_equal(images, images[..., ::-1])
+    assert np.all(images.max(axis=(1, 2, 3)) > 60)
+    pairs = np.mean([ndimage.label(image > 60)[1] == 2 for image in images[:, 0]])
+    assert pairs > 0.4  # a shape away from the middle becomes two
+    half = draw("smooth_shapes", 400, mirrored=0.5, **options)
+    assert np.mean(np.all(half == half[..., ::-1], axis=(1, 2, 3))) == pytest.approx(0.5, abs=0.1)
+
+
+def test_alike_shapes_have_the_colour_of_the_first_one() -> None:
+    options: dict[str, Any] = SIMPLE | {"ground": "black", "shift": 1, "size_min": 0.2, "size_max": 0.3, "image_size": 40, "shapes": 3}
+
+    def colours(alike: float) -> list[int]:
+        images = draw("smooth_shapes", 200, alike=alike, **options)[:, 0]
+        flat = [(image > 0) & (ndimage.maximum_filter(image, 3) == ndimage.minimum_filter(image, 3)) for image in images]
+        return [len(np.unique(image[where])) for image, where in zip(images, flat, strict=True)]
+
+    assert set(colours(1)) == {1}
+    assert np.mean(np.array(colours(0)) > 1) == pytest.approx(0.5, abs=0.1)  # as many have more than one shape
