@@ -18,6 +18,7 @@ from dpsyngen.files import replacing_directory, writing
 from dpsyngen.interruption import GO_ON
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
+_UNREADABLE = (SafetensorError, LookupError, TypeError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: int) -> None:
-    """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`.
+def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: int | None) -> None:
+    """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`, none if that is None.
 
     Nothing old is dropped before the new one is whole and on disk. Raises InputError if it can't be written; nothing is left of it then.
     """
-    final = directory / f"{number:09d}"
+    final = _place(directory, number)
     content = _serialised(checkpoint.tensors)
     try:
         with writing(final):
@@ -45,8 +46,22 @@ def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: 
     except InputError as error:
         raise InputError(f"{error}; what was saved before is whole: {GO_ON}") from error
     with writing(directory):
-        for old in _complete(directory)[:-keep]:
+        for old in _complete(directory)[:-keep] if keep is not None else []:
             _remove(old)
+
+
+def numbers(directory: Path) -> list[int]:
+    """The numbers of the checkpoints in a directory, in their order."""
+    return [int(path.name) for path in _complete(directory)]
+
+
+def load_checkpoint(directory: Path, number: int) -> Checkpoint:
+    """Checkpoint `number`, its tensors on the CPU; InputError if it can't be read, or isn't what was written."""
+    path = _place(directory, number)
+    try:
+        return _load(path)
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: expected what was written there ({' '.join(str(error).split())})") from error
 
 
 def load_newest(directory: Path, *, quiet: bool = False) -> Checkpoint | None:
@@ -59,7 +74,7 @@ def load_newest(directory: Path, *, quiet: bool = False) -> Checkpoint | None:
     for path in reversed(_complete(directory)):
         try:
             checkpoint = _load(path)
-        except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
+        except _UNREADABLE as error:
             damaged.append(f"{path}: skipped, since this checkpoint can't be read ({' '.join(str(error).split())})\n")
             continue
         if not quiet:
@@ -81,6 +96,10 @@ def discard_after(directory: Path, number: int) -> None:
         for path in _complete(directory):
             if int(path.name) > number:
                 _remove(path)
+
+
+def _place(directory: Path, number: int) -> Path:
+    return directory / f"{number:09d}"
 
 
 def _load(path: Path) -> Checkpoint:

@@ -158,7 +158,7 @@ def _timed(config: RunConfig, network: Denoiser, stage: Stage, *, per_example: b
 
 
 def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, stages: tuple[Stage, ...], size: int) -> int:
-    """Images, weights with gradient, average and Adam's moments, a chunk's activations and per-example gradients."""
+    """Images, weights with gradient, averages and Adam's moments, a chunk's activations and per-example gradients."""
     parameters = sum(p.numel() for p in denoiser.parameters())
     bytes_each = 2 if config.compute.precision == "bf16" else 4
     outputs = max(_outputs(config, expert(denoiser, stage.name)) for stage in stages)
@@ -167,7 +167,8 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, stages: tupl
     per_example = images * parameters if config.is_private else 0
     # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
     held = size * np.prod(config.data.image_shape) if config.data.held_in_memory(size) else 0
-    return int(held + 5 * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+    weights = 7 if config.private.ema_snapshots else 5
+    return int(held + weights * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
 
 
 def _outputs(config: RunConfig, network: Denoiser) -> int:

@@ -1,5 +1,6 @@
 """How far a run has come: weights, averaged weights, optimiser, position; saved and taken up again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,28 +50,34 @@ class Progress:
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
         if self.compute.is_main:
             discard_after(self.run.checkpoints, self.number)
+            discard_after(self.run.averages, self.step if self.phase == "private" else 0)
             self.run.rewind_metrics(position["metrics_size"])
             drop_cut_line(self.run.timings)
         self.compute.wait()  # all have read the same checkpoint before one writes the next
 
-    def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
-        """Give optimiser and average the state they had when the resumed checkpoint was written in mid-phase."""
+    def take_up(self, optimizer: torch.optim.Optimizer, average: AveragedModel, powers: dict[str, Tensor]) -> None:
+        """Give optimiser and averages, `powers` in place, the state they had when the resumed checkpoint was written in mid-phase."""
         tensors, self._restored = self._restored, {}
         averaged = _under("average.", tensors)
         if averaged:
             average.load_state_dict(averaged)
+            for name, tensor in powers.items():
+                tensor.copy_(tensors[f"power.{name}"])
             moments: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _under("optimizer.", tensors).items():
                 index, entry = name.split(".")
                 moments.setdefault(int(index), {})[entry] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def save(self, optimizer: torch.optim.Optimizer | None = None, average: AveragedModel | None = None) -> None:
+    def save(
+        self, optimizer: torch.optim.Optimizer | None = None, average: AveragedModel | None = None, powers: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write a checkpoint; the main process does, and the others wait. Without arguments: between two phases."""
         if self.compute.is_main:
             tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
             if optimizer is not None and average is not None:
                 tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+                tensors |= {f"power.{name}": tensor for name, tensor in (powers or {}).items()}
                 for index, moments in optimizer.state_dict()["state"].items():
                     tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
             position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "metrics_size": self.run.metrics_size}

@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def averages(self) -> Path:
+        """Snapshots of averaged weights, for averages of other lengths."""
+        return self.path / "averages"
+
+    @property
     def model(self) -> Path:
         """The trained denoiser; there once training is finished."""
         return self.path / "model"

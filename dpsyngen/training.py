@@ -25,6 +25,7 @@ from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, StepBar, moving_average
 from dpsyngen.run_directory import RunDirectory
 from dpsyngen.saved_model import write_model
+from dpsyngen.snapshots import Snapshots
 from dpsyngen.tracking import Trackers, expect_installed
 
 
@@ -102,7 +103,8 @@ def run_phase(
     """
     optimizer = phase.optimizer()
     average = moving_average(progress.denoiser, phase.settings.ema_decay)
-    progress.take_up(optimizer, average)
+    snapshots = Snapshots.of(progress.run.averages, config.private.ema_snapshots if phase.name == "private" else 0, phase.steps, progress.denoiser)
+    progress.take_up(optimizer, average, snapshots.running)
     bar = StepBar.of(phase.name, progress.step, last, phase.settings.batch_size, shown=progress.compute.is_main)
     with bar, signals_deferred() as signal_that_came:
         for step in range(progress.step, last):
@@ -113,6 +115,7 @@ def run_phase(
             optimizer.step()
             average.update_parameters(progress.denoiser)
             progress.step = step + 1
+            snapshots.update(progress.step, progress.denoiser)
             if progress.step % config.tracking.log_every == 0 or progress.step == last:
                 spent = epsilon(progress.step)
                 metrics |= {} if spent is None else {"epsilon": spent}
@@ -121,12 +124,16 @@ def run_phase(
             stopped_by = progress.compute.largest_over_processes(signal_that_came())
             if config.tracking.grid_is_due(progress.step, last):
                 write_preview(progress, average.module, config)
+            if progress.step < last and snapshots.due(progress.step) and progress.compute.is_main:
+                snapshots.write(progress.step)  # before the checkpoint, for a resume to find those of all steps that it doesn't take again
             if progress.step % config.compute.checkpoint_every == 0 or progress.step == last or stopped_by:
-                progress.save(optimizer, average)
+                progress.save(optimizer, average, snapshots.running)
             if stopped_by:
                 raise Interrupted(f"interrupted, step {progress.step} of the {phase.name} phase is saved; {GO_ON}", stopped_by)
             bar.update()
     if progress.step > 0:
+        if progress.compute.is_main:
+            snapshots.write(progress.step)  # the last, also where a resumed phase has ended early
         progress.denoiser.load_state_dict(average.module.state_dict())
 
 

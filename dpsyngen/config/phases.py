@@ -137,8 +137,12 @@ class PrivateConfig(PhaseConfig):
     """Adam's second moment without the known variance of the DP noise (DP-AdamBC; Tang et al., arXiv 2312.14334). Wants another learning rate."""
     noise_floor: float = 1.0
     """For noise_correction: what is left is raised to at least this many standard errors that its estimate has under noise alone."""
+    ema_snapshots: int = 0
+    """Snapshots of two moving averages of the weights that are kept, evenly spaced over the phase, so that python -m dpsyngen.averages can make
+    averages of other lengths when training is over; 0: none. Each takes the room of two models."""
 
     def __post_init__(self) -> None:
         require(0 < self.noise_floor < inf, "private.noise_floor", "a finite number > 0", self.noise_floor)
         self._check("private")
+        require(self.ema_snapshots >= 0, "private.ema_snapshots", "an integer >= 0", self.ema_snapshots)
         require(self.augment_shift >= 0, "private.augment_shift", "an integer >= 0", self.augment_shift)
