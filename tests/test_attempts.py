@@ -1,12 +1,13 @@
 """On which weights private steps are replayed: on those that their attempt began on or computed, and on no others."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from running import KEY, call, launch_together, lines, needs_full_device, private_images, small, stop_at_first_log, train_main, weights
-from test_ledger import outcome, report_of
 
 from dpsyngen.checkpoint import Checkpoint, load_newest, save_checkpoint
 from dpsyngen.cli import read_config
@@ -18,10 +19,9 @@ from dpsyngen.run_directory import RunDirectory
 from dpsyngen.tracking import Trackers
 
 pytestmark = needs_full_device
-PRIVATE = ("--stages.variant=finetune_all", "--hints.kind=none", "--private.batch_size=200", "--private.steps=20", "--compute.checkpoint_every=3",
-           "--tracking.log_every=8")  # fmt: skip
-CENTRAL = ("--stages.variant=finetune_all", "--private.batch_size=200", "--private.steps=5", "--central.steps=5", "--central.batch_size=20",
-           "--compute.checkpoints_kept=9", "--tracking.log_every=3")  # fmt: skip
+PRIVATE = ("--stages.variant=finetune_all", "--hints.kind=none", "--private.batch_size=200", "--private.steps=8", "--tracking.log_every=3")
+CENTRAL = ("--stages.variant=finetune_all", "--private.batch_size=200", "--private.steps=2", "--central.steps=3", "--central.batch_size=20",
+           "--compute.checkpoint_every=1", "--compute.checkpoints_kept=9", "--tracking.log_every=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,28 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return private_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+def arguments_with(images: Path, cache: Path, flags: tuple[str, ...]) -> list[object]:
+    return small(images, *flags, f"--synthetic.cache={cache}", f"--privacy.unsafe_fixed_key={KEY}")
 
 
-def whole_run(images: Path, run: Path, cache: Path, flags: tuple[str, ...]) -> list[object]:
-    """Train to the end, with a fixed key, and leave the synthetic phase in the cache; the arguments for others like it."""
-    arguments = small(images, *flags, f"--synthetic.cache={cache}", f"--privacy.unsafe_fixed_key={KEY}")
-    call(train_main, *arguments, "--run", run)
-    return arguments
+def whole_run(images: Path, folder: Path, flags: tuple[str, ...]) -> Path:
+    """A folder with a run that nobody stopped, and with what its synthetic phase left in a cache."""
+    call(train_main, *arguments_with(images, folder / "cache", flags), "--run", folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return whole_run(images, tmp_path_factory.mktemp("whole"), PRIVATE)
+
+
+@pytest.fixture(scope="module")
+def whole_central(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return whole_run(images, tmp_path_factory.mktemp("whole_central"), CENTRAL)
 
 
 def interrupted_run(arguments: list[object], run: Path) -> Path:
-    """Stopped where the first line is logged, which is not in the synthetic phase where that is taken from the cache."""
+    """Stopped where the first line is logged, which is not in the synthetic phase if that is taken from the cache."""
     stop_at_first_log(run)
     with pytest.raises(InputError, match="No space left on device"):
         call(train_main, *arguments, "--run", run)
@@ -65,6 +73,11 @@ def resumed(arguments: list[object], run: Path) -> list[int | str]:
     return begun(run)
 
 
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "privacy.json").read_text())
+    return report
+
+
 def begun(run: Path) -> list[int | str]:
     return [line.get("step", "attempt") for line in lines(run / "private/journal.jsonl")]
 
@@ -81,47 +94,48 @@ def rewrite_newest(run: Path, *without: str, **tensors: torch.Tensor) -> None:
 # From the attempt's start.
 
 
-def test_a_lost_synthetic_phase_is_repeated_free_if_it_ends_in_the_same_weights(images, cache, tmp_path):
-    """Eight of twenty steps begun; all checkpoints lost. The fingerprint is the same either way."""
-    arguments = whole_run(images, tmp_path / "whole", cache, PRIVATE)
+def test_a_lost_synthetic_phase_is_repeated_free_if_it_ends_in_the_same_weights(images, whole, tmp_path):
+    """Three of eight steps begun; all checkpoints lost. The fingerprint is the same either way."""
+    cache = shutil.copytree(whole / "cache", tmp_path / "cache")
+    arguments = arguments_with(images, cache, PRIVATE)
     same = interrupted_run(arguments, tmp_path / "same")
     shutil.rmtree(same / "checkpoints")
     other = shutil.copytree(same, tmp_path / "other")
 
-    assert resumed(arguments, same) == ["attempt", *range(20)]
-    assert weights(same) == weights(tmp_path / "whole")
+    assert resumed(arguments, same) == ["attempt", *range(8)]
+    assert weights(same) == weights(whole / "run")
 
     another_synthetic_phase(cache)
-    assert resumed(arguments, other) == ["attempt", *range(8), "attempt", *range(12)]
-    assert report_of(other)["steps_begun"] == 20
+    assert resumed(arguments, other) == ["attempt", *range(3), "attempt", *range(5)]
+    assert report_of(other)["steps_begun"] == 8
     first, second = (line for line in lines(other / "private/journal.jsonl") if "fingerprint" in line)
     assert first.pop("weights") != second.pop("weights") and first | {"attempt": 1} == second
 
 
-def test_class_means_are_released_and_paid_again_for_other_weights(images, cache, tmp_path):
+def test_class_means_are_released_and_paid_again_for_other_weights(images, whole_central, tmp_path):
     """Stopped in the central phase, which is as lost as the synthetic one."""
-    arguments = whole_run(images, tmp_path / "whole", cache, CENTRAL)
+    cache = shutil.copytree(whole_central / "cache", tmp_path / "cache")
+    arguments = arguments_with(images, cache, CENTRAL)
     same = interrupted_run(arguments, tmp_path / "same")
     assert begun(same) == ["attempt", "class_means"]
     shutil.rmtree(same / "checkpoints")
     other = shutil.copytree(same, tmp_path / "other")
 
-    assert resumed(arguments, same) == ["attempt", "class_means", *range(5)]
-    assert weights(same) == weights(tmp_path / "whole")
+    assert resumed(arguments, same) == ["attempt", "class_means", 0, 1]
+    assert weights(same) == weights(whole_central / "run")
 
     another_synthetic_phase(cache)
-    journal = resumed(arguments, other)
-    assert journal[:4] == ["attempt", "class_means"] * 2 and journal[4:] == [*range(len(journal) - 4)]
-    means, steps = report_of(other)["mechanisms"]
-    assert (means["releases"], steps["steps"]) == (2, len(journal) - 4)
+    assert resumed(arguments, other) == ["attempt", "class_means", "attempt", "class_means", 0]
+    assert [mechanism.get("releases", mechanism.get("steps")) for mechanism in report_of(other)["mechanisms"]] == [2, 1]
 
 
 # From a checkpoint.
 
 
-def test_a_checkpoint_of_another_attempt_is_not_gone_on_with(images, cache, tmp_path):
-    """Two attempts have begun eight steps each and saved the sixth. The first one's sixth, put back, isn't the second one's."""
-    arguments = whole_run(images, tmp_path / "whole", cache, PRIVATE)
+def test_a_checkpoint_of_another_attempt_is_not_gone_on_with(images, whole, tmp_path):
+    """Two attempts have begun three steps each and saved the second. The first one's second, put back, isn't the second one's."""
+    cache = shutil.copytree(whole / "cache", tmp_path / "cache")
+    arguments = arguments_with(images, cache, PRIVATE)
     run = interrupted_run(arguments, tmp_path / "run")
     shutil.move(run / "checkpoints", tmp_path / "first")
     another_synthetic_phase(cache)
@@ -130,24 +144,24 @@ def test_a_checkpoint_of_another_attempt_is_not_gone_on_with(images, cache, tmp_
     shutil.rmtree(run / "checkpoints")
     shutil.move(tmp_path / "first", run / "checkpoints")
 
-    twice = ["attempt", *range(8)] * 2
-    assert resumed(arguments, again) == [*twice, *range(8, 12)]
-    assert resumed(arguments, run) == [*twice, "attempt", *range(6, 10)]
+    twice = ["attempt", *range(3)] * 2
+    assert resumed(arguments, again) == [*twice, 3, 4]
+    assert resumed(arguments, run) == [*twice, "attempt", 2, 3]
 
 
-def test_an_attempt_is_left_when_its_first_central_steps_are_lost(images, cache, tmp_path):
-    """It begins at the second of five, on other data, and saves the fourth; the release of the class means comes before it."""
-    arguments = whole_run(images, tmp_path / "whole", cache, CENTRAL)
+def test_an_attempt_is_left_when_its_first_central_steps_are_lost(images, whole_central, tmp_path):
+    """It begins at the first of three, on other data, and saves the second; the release of the class means comes before it."""
+    arguments = arguments_with(images, whole_central / "cache", CENTRAL)
     run = interrupted_run(arguments, tmp_path / "run")
     arguments.append(f"--data.path={private_images(tmp_path / 'other.npz', seed=1)}")
     interrupted_run([*arguments, "--tracking.log_every=9"], run)
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [f"{number:09d}" for number in (10**8, 10**8 + 1, 10**8 + 5, 10**8 + 9)]
+    assert [int(path.name) - 10**8 for path in sorted((run / "checkpoints").iterdir())] == [0, 1, 3, 5]
     copies = [shutil.copytree(run, tmp_path / f"without-{lost}") for lost in range(3)]
     for lost, copy in enumerate(copies):
         for path in sorted((copy / "checkpoints").iterdir())[4 - lost :]:
             shutil.rmtree(path)
     before = ["attempt", "class_means", "attempt"]
-    assert [resumed(arguments, copy) for copy in copies] == [[*before, *range(5)]] * 2 + [[*before, "attempt", *range(5)]]
+    assert [resumed(arguments, copy) for copy in copies] == [[*before, 0, 1]] * 2 + [[*before, "attempt", 0, 1]]
 
 
 # Runs of earlier versions, whose journals and checkpoints don't tell.
@@ -165,13 +179,14 @@ def forget(run: Path) -> None:
     rewrite_newest(run, "attempt")
 
 
-def test_a_run_of_an_earlier_version_goes_on_under_its_plan_and_is_charged(images, cache, tmp_path):
-    arguments = small(images, *PRIVATE, "--stages.variant=dpdm", "--private.steps=10")
+def test_a_run_of_an_earlier_version_goes_on_under_its_plan_and_is_charged(images, tmp_path):
+    arguments = small(images, *PRIVATE, "--stages.variant=dpdm", "--private.steps=5")
     run = interrupted_run(arguments, tmp_path / "run")
     nothing_begun = shutil.copytree(run, tmp_path / "nothing")
     forget(run)
-    assert resumed(arguments, run) == ["attempt", *range(8), "attempt", 6, 7]
-    assert outcome(run) == (2, 10, 8)
+    assert resumed(arguments, run) == ["attempt", *range(3), "attempt", 2, 3]
+    report = report_of(run)
+    assert [mechanism["steps"] for mechanism in report["mechanisms"]] == [5] and report["epsilon"] <= report["target_epsilon"]
 
     journal = nothing_begun / "private/journal.jsonl"
     journal.write_text(journal.read_text().partition("\n")[0] + "\n")
@@ -179,8 +194,8 @@ def test_a_run_of_an_earlier_version_goes_on_under_its_plan_and_is_charged(image
         shutil.rmtree(path)
     rewrite_newest(nothing_begun)
     forget(nothing_begun)
-    assert resumed(arguments, nothing_begun) == ["attempt", "attempt", *range(10)]
-    assert outcome(nothing_begun) == (2, 10, 10)
+    assert resumed(arguments, nothing_begun) == ["attempt", "attempt", *range(5)]
+    assert [mechanism["steps"] for mechanism in report_of(nothing_begun)["mechanisms"]] == [5]
 
 
 # The digest.
