@@ -28,6 +28,11 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names, shapes, types and bytes of the tensors, in an order of their own, and of the state."""
+        return _digest(_serialised(self.tensors), self.state)
+
 
 def save_checkpoint(directory: Path, number: int, checkpoint: Checkpoint, keep: int | None) -> None:
     """Add checkpoint `number` (a count that grows over the run) to the directory, and drop all but the newest `keep`, none if that is None.

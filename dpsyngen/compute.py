@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -110,6 +111,15 @@ class Compute:
         torch.distributed.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors.values()])
         return {name: part.view_as(tensor).to(tensor.device) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+
+    def joined_digest(self, digest: str) -> str:
+        """One digest of those, hexadecimal and of one length, that the processes call this with: the same on all, another if any of them is."""
+        if self.processes == 1:
+            return digest
+        own = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)
+        rows = torch.zeros(self.processes, len(own), dtype=torch.int32)
+        rows[self.rank] = own
+        return hashlib.sha256(bytes(self.sum_over_processes({"rows": rows})["rows"].flatten().tolist())).hexdigest()
 
     @torch.no_grad()
     def take_from_main(self, tensors: Iterable[Tensor]) -> None:

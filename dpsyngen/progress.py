@@ -31,6 +31,8 @@ class Progress:
     phase: str = "synthetic"
     step: int = 0
     has_class_means: bool = False
+    attempt: int | None = None
+    """The attempt of the journal that has computed the weights; None before the first."""
     _restored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the checkpoint that was resumed from, until the optimiser and the average have taken theirs."""
 
@@ -48,6 +50,7 @@ class Progress:
             self.denoiser.load_state_dict(_under("denoiser.", found.tensors))
             self._restored = found.tensors
         self.phase, self.step, self.has_class_means = position["phase"], position["step"], position["has_class_means"]
+        self.attempt = position.get("attempt")  # earlier versions didn't write it
         if self.compute.is_main:
             discard_after(self.run.checkpoints, self.number)
             discard_after(self.run.averages, self.step if self.phase == "private" else 0)
@@ -74,15 +77,19 @@ class Progress:
     ) -> None:
         """Write a checkpoint; the main process does, and the others wait. Without arguments: between two phases."""
         if self.compute.is_main:
-            tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+            tensors = self._weights()
             if optimizer is not None and average is not None:
                 tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
                 tensors |= {f"power.{name}": tensor for name, tensor in (powers or {}).items()}
                 for index, moments in optimizer.state_dict()["state"].items():
                     tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-            position = {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means, "metrics_size": self.run.metrics_size}
+            position = self._position | {"attempt": self.attempt, "metrics_size": self.run.metrics_size}
             save_checkpoint(self.run.checkpoints, self.number, Checkpoint(tensors, position), self.checkpoints_kept)
         self.compute.wait()
+
+    def digest(self) -> str:
+        """Of all that the next step starts from on any process: position, weights, and what optimiser and average are to take up."""
+        return self.compute.joined_digest(Checkpoint(self._restored | self._weights(), self._position).digest)
 
     def enter(self, phase: str) -> None:
         """Stand at the beginning of the next phase, and save that."""
@@ -96,6 +103,13 @@ class Progress:
             append_line(self.run.metrics, position | values)
             append_line(self.run.timings, position | {"seconds": round(seconds, 4)}, private=True)
             self.trackers.follow(self.phase)
+
+    @property
+    def _position(self) -> dict[str, Any]:
+        return {"phase": self.phase, "step": self.step, "has_class_means": self.has_class_means}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
 
 
 class StepBar(tqdm):

@@ -69,8 +69,10 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
         progress.enter("private" if prepared.central is None else "central")
     ledger = Ledger.open(
         config, plan, run, compute, prepared.dataset.fingerprint,
-        reached=_reached(progress, prepared.central), has_class_means=progress.has_class_means,
+        reached=progress.step if progress.phase == "private" else 0, has_class_means=progress.has_class_means,
+        weights=progress.digest(), computed_by=progress.attempt,
     )  # fmt: skip
+    progress.attempt = ledger.journal.attempt
     if denoiser.hinted and not progress.has_class_means:
         means, modes = _moments(config, plan, ledger, prepared.dataset, compute)
         denoiser.set_class_means(*(tensor.to(compute.device) for tensor in means))
@@ -135,11 +137,6 @@ def run_phase(
         if progress.compute.is_main:
             snapshots.write(progress.step)  # the last, also where a resumed phase has ended early
         progress.denoiser.load_state_dict(average.module.state_dict())
-
-
-def _reached(progress: Progress, central: Phase | None) -> int:
-    """Where a run stands that is about to spend, counted in private steps; negative in the central phase, by what is left of it."""
-    return progress.step if central is None or progress.phase == "private" else progress.step - central.steps
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def projections(config: RunConfig, plan: PrivacyPlan, canary: bool, repetitions:
     dataset = ImageDataset(images, np.zeros(len(images), dtype=np.int64), ("image",))
     denoiser = Denoiser(ConstantNet(), (1, 8, 8), 1, parameterisation="edm", sigma_data=0.5, hinted=False)
     journal = Journal(Path(os.devnull), writable=False)
-    journal.open_attempt("audit", 0)
+    journal.open_attempt("audit", "start")
     compute, sigma_draw = Compute(torch.device("cpu")), mixture(stages_of(config, "private"))
     found = np.zeros((repetitions, plan.steps))
     for repetition in range(repetitions):

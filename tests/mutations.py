@@ -42,6 +42,7 @@ _prototypes = _in("test_prototypes.py")
 _covariance = _in("test_covariance.py")
 _multiplicity = _in("test_multiplicity.py")
 _central = _in("test_central.py")
+_attempts = _in("test_attempts.py")
 
 STEP = "dpsyngen/privacy/private_step.py"
 LOSS = "dpsyngen/loss.py"
@@ -490,21 +491,36 @@ MUTATIONS = (
     ),
     Mutation(
         "replay free in any case", 9, JOURNAL,
-        "if self.fingerprint != fingerprint or reached < self.start or plan != self.plan:",
+        "if self.fingerprint != fingerprint or plan != self.plan or not own:",
         "if self.attempt < 0:",
         _rules("replay_is_free_only_with_the_same_fingerprint"),
     ),
     Mutation(
-        "attempt reused on older weights", 9, JOURNAL,
-        " or reached < self.start or plan",
-        " or plan",
-        _rules("attempt_never_replays_on_weights_from_before_its_start"),
+        "attempt reused on other weights", 9, JOURNAL,
+        " or weights == self.weights\n",
+        " or computed_by is None\n",
+        _attempts("a_lost_synthetic_phase_is_repeated_free_if_it_ends_in_the_same_weights"),
     ),
     Mutation(
-        "attempt reused on older weights of the central phase", 9, LEDGER,
-        "has_class_means else reached\n",
-        "has_class_means else max(0, reached)\n",
-        _central("an_attempt_is_left_when_its_first_central_steps_are_lost"),
+        "attempt reused on the weights of another", 9, JOURNAL,
+        "own = computed_by == self.attempt or",
+        "own = computed_by is not None or",
+        (
+            *_rules("attempt_never_replays_on_weights_that_are_not_its_own"),
+            *_attempts("a_checkpoint_of_another_attempt_is_not_gone_on_with", "an_attempt_is_left_when_its_first_central_steps_are_lost"),
+        ),
+    ),
+    Mutation(
+        "optimiser and average left out of the digest", 9, "dpsyngen/progress.py",
+        "Checkpoint(self._restored | self._weights(), self._position)",
+        "Checkpoint(self._weights(), self._position)",
+        _attempts("a_digest_tells_all_that_the_next_step_starts_from"),
+    ),
+    Mutation(
+        "digests of other processes left out", 9, "dpsyngen/compute.py",
+        "rows[self.rank] = own",
+        "rows[0] = own * int(self.is_main)",
+        _attempts("processes_agree_on_a_digest_that_depends_on_each"),
     ),
     Mutation(
         "line cut short left in the journal", 9, JOURNAL,

@@ -26,10 +26,8 @@ from dpsyngen.noise_levels import central_stages
 from dpsyngen.ordinary_step import central_batches
 from dpsyngen.phases import central_phase
 from dpsyngen.planning import print_plan
-from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import PrivateKey
-from dpsyngen.run_directory import RunDirectory
 from dpsyngen.sigma_draws import TruncatedNormal
 
 CLASSES, PARTS = 3, 2
@@ -176,24 +174,7 @@ def test_stopped_in_the_middle_it_ends_in_the_same_bytes_and_on_other_images_and
     logged = [[line for line in lines(tmp_path / run / "metrics.jsonl") if line["phase"] == "central"] for run in ("whole", "moved")]
     assert logged[0] == logged[1] and [line["step"] for line in logged[0]] == [3, 5]
     assert weights(tmp_path / "moved") != weights(tmp_path / "whole")
-    attempts = [entry["from"] for entry in lines(tmp_path / "moved/private/journal.jsonl") if "from" in entry]
-    assert attempts[1:] == [2 - 5]
-
-
-def test_an_attempt_is_left_when_its_first_central_steps_are_lost(tmp_path: Path) -> None:
-    """Steps of the central phase that are computed again, maybe by other code, lead to weights which its private draws haven't met."""
-    config, run = config_with(CentralConfig(steps=9)), RunDirectory(tmp_path)
-    run.key.parent.mkdir(parents=True)
-    plan = PrivacyPlan.calibrate(config, 40)
-
-    def attempt(data: str, reached: int, *, means: bool = True) -> int:
-        return Ledger.open(config, plan, run, Compute(CPU), lambda: data, reached=reached, has_class_means=means).journal.attempt
-
-    Ledger.open(config, plan, run, Compute(CPU), lambda: "a", reached=-9, has_class_means=False).begin_class_means()
-    assert [attempt("a", -9, means=False), attempt("a", -9), attempt("a", -2), attempt("a", 0)] == [0, 0, 0, 0]
-    assert [attempt("b", -4), attempt("b", -1), attempt("b", 0), attempt("b", -4)] == [1, 1, 1, 1]
-    assert [attempt("b", -6), attempt("b", 0)] == [2, 2]
-    assert attempt("b", -9, means=False) == 3
+    assert [entry.get("step", "attempt") for entry in lines(tmp_path / "moved/private/journal.jsonl")][:4] == ["attempt", "class_means", "attempt", 0]
 
 
 def test_a_plan_and_a_length_in_epochs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_sigma_of_each_row_comes_from_the_mixture_and_the_image_is_clipped_over_
     config = with_stages(tiny_config(batch_size=40, copies=64), low, high)
     plan, key = plan_with(config, noise_multiplier=0.0, clipping_norm=0.01), PrivateKey.fixed(KEY)
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.open_attempt("test", 0)
+    journal.open_attempt("test", "start")
     denoiser, images = randomised(config), dataset(1)
     PrivateStep(denoiser, mixture(stages_of(config, "private")), images, plan, key, journal, config, Compute(torch.device("cpu")))(0)
     found = torch.cat([parameter.grad.flatten() for parameter in denoiser.parameters() if parameter.grad is not None]) * 40
@@ -114,7 +114,7 @@ def routed_phase(tmp_path: Path, config: RunConfig, size: int, name: str) -> tup
     run, compute = RunDirectory(tmp_path / name), Compute(torch.device("cpu"))
     run.key.parent.mkdir(parents=True)
     plan = PrivacyPlan.calibrate(config, 40)
-    ledger = Ledger.open(config, plan, run, compute, lambda: "data", reached=0, has_class_means=False)
+    ledger = Ledger.open(config, plan, run, compute, lambda: "data", reached=0, has_class_means=False, weights="start", computed_by=None)
     return denoiser, private_phase(config, denoiser, dataset(size), plan, ledger, compute)
 
 

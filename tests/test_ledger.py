@@ -133,7 +133,7 @@ def test_auditors_see_what_privacy_json_leaves_out(run, change, complaint, monke
 
 def test_auditors_need_a_journal_and_no_config(run, monkeypatch, capsys):
     assert "expected no config beside it" in refusal(privacy_main, monkeypatch, capsys, "--run", run, "--privacy.epsilon=1")
-    (run / "private/journal.jsonl").write_text('{"attempt": 0, "fingerprint": "f", "from": 0, "plan": null}\n{"attempt": 0, "step": 0}\n')
+    (run / "private/journal.jsonl").write_text('{"attempt": 0, "fingerprint": "f", "weights": "w", "plan": null}\n{"attempt": 0, "step": 0}\n')
     assert "expected the plan of each attempt" in refusal(privacy_main, monkeypatch, capsys, "--run", run)
     (run / "private/journal.jsonl").unlink()
     assert "there is no such file" in refusal(privacy_main, monkeypatch, capsys, "--run", run)
@@ -170,7 +170,7 @@ def test_what_would_undo_the_noise_is_apart_and_closed_to_others(umask, images, 
     assert modes(run).keys() == {"journal.jsonl", "timings.jsonl", "lock"} and set(modes(run).values()) == {0o600}
     assert mentions(run, secret) == []
     state = json.loads((max((run / "checkpoints").iterdir()) / "state.json").read_text())["state"]
-    assert state.keys() == {"phase", "step", "has_class_means", "metrics_size"}  # and tensors that are functions of noisy gradients
+    assert state.keys() == {"phase", "step", "has_class_means", "attempt", "metrics_size"}  # and tensors that are functions of noisy gradients
 
 
 # Rule 9: what is replayed free, and what is charged.

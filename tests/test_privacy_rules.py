@@ -60,7 +60,7 @@ def randomised(config: RunConfig) -> Denoiser:
 
 def step_of(tmp_path: Path, config: RunConfig, plan: PrivacyPlan, images: ImageDataset, rank: int = 0, processes: int = 1) -> PrivateStep:
     journal = Journal(tmp_path / f"journal-{rank}.jsonl")
-    journal.open_attempt("test", 0)
+    journal.open_attempt("test", "start")
     compute = Compute(torch.device("cpu"), rank, processes)
     return PrivateStep(randomised(config), mixture(stages_of(config, "private")), images, plan, KEY, journal, config, compute)
 
@@ -431,7 +431,7 @@ def test_new_attempt_draws_everything_afresh(tmp_path: Path) -> None:
     assert not torch.equal(plan.privatise(zero, KEY, 0, 0)["a"], plan.privatise(zero, KEY, 1, 0)["a"])
     step = step_of(tmp_path, config, plan_with(config, noise_multiplier=0.0), dataset(10))
     first = gradients(step)
-    step.journal.open_attempt("another computation", 0)
+    step.journal.open_attempt("another computation", "start")
     again = gradients(step)
     assert not torch.equal(first["backbone.stem.weight"], again["backbone.stem.weight"])  # other sigma and noise
 
@@ -495,31 +495,31 @@ def test_step_is_journalled_before_it_is_computed(tmp_path: Path) -> None:
 def test_replay_is_free_only_with_the_same_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.open_attempt("same", 0)
+    journal.open_attempt("same", "start")
     for step in range(5):
         journal.begin(step)
     again = Journal(path)
-    again.open_attempt("same", 3)
+    again.open_attempt("same", "third", computed_by=0)
     assert again.attempt == 0
     for step in (3, 4, 5):  # from the checkpoint at 3
         again.begin(step)
     assert again.spending.steps == 6
     changed = Journal(path)
-    changed.open_attempt("other", 3)
+    changed.open_attempt("other", "third", computed_by=0)
     assert changed.attempt == 1
     assert changed.begun_since(3) == 0
     for step in (3, 4, 5):
         changed.begin(step)
     assert changed.spending.steps == 9
     back = Journal(path)
-    back.open_attempt("same", 3)
+    back.open_attempt("same", "third", computed_by=0)
     assert back.attempt == 2  # never an old attempt's draws again
 
 
 def test_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.open_attempt("f", 0)
+    journal.open_attempt("f", "start")
     journal.begin(0)
     with path.open("a") as file:
         file.write('{"attempt": 0, "st')
@@ -529,17 +529,23 @@ def test_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert Journal(path).spending.steps == 2
 
 
-def test_attempt_never_replays_on_weights_from_before_its_start(tmp_path: Path) -> None:
+def test_attempt_never_replays_on_weights_that_are_not_its_own(tmp_path: Path) -> None:
     """The same draws on other weights would let the difference of two noisy gradients cancel the noise."""
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.open_attempt("first", 0)
-    journal.open_attempt("second", 40)
+    journal.open_attempt("first", "start")
+    journal.open_attempt("second", "fortieth", computed_by=0)
     journal.begin(40)
-    resumed = Journal(path)
-    resumed.open_attempt("second", 20)
-    assert resumed.attempt == 2
-    assert not resumed.has_begun(40)
+    for weights, computed_by in (("fortieth", 0), ("fortieth", None), ("fiftieth", 1)):
+        own = Journal(path)
+        own.open_attempt("second", weights, computed_by=computed_by)
+        assert own.attempt == 1 and own.has_begun(40)
+    before = path.read_bytes()
+    for weights, computed_by in (("twentieth", 0), ("fiftieth", 0), ("start", None)):
+        other = Journal(path)
+        other.open_attempt("second", weights, computed_by=computed_by)
+        assert other.attempt == 2 and not other.has_begun(40)
+        path.write_bytes(before)
 
 
 def ledger_of(tmp_path: Path, reached: int, has_class_means: bool = False, *, hints: str = "class_means", steps: int = 10) -> Ledger:
@@ -548,7 +554,8 @@ def ledger_of(tmp_path: Path, reached: int, has_class_means: bool = False, *, hi
     run = RunDirectory(tmp_path)
     (tmp_path / "private").mkdir(exist_ok=True)
     plan = PrivacyPlan.calibrate(config, 40)
-    return Ledger.open(config, plan, run, Compute(torch.device("cpu")), lambda: "data", reached=reached, has_class_means=has_class_means)
+    return Ledger.open(config, plan, run, Compute(torch.device("cpu")), lambda: "data", reached=reached, has_class_means=has_class_means,
+                       weights=f"step {reached}", computed_by=0 if reached > 0 else None)  # fmt: skip
 
 
 def test_weights_that_spent_what_no_journal_records_are_refused(tmp_path: Path) -> None:
@@ -565,11 +572,11 @@ def test_steps_spent_in_vain_shorten_the_run_and_the_budget_ends_it(tmp_path: Pa
         ledger.journal.begin(step)
     assert ledger_of(tmp_path, 4, True).last_step(10, 4) == 10  # steps 4 and 5 are replayed
     again = ledger_of(tmp_path, 4, True)
-    again.journal.open_attempt("other computation", 4)
+    again.journal.open_attempt("other computation", "step 4", computed_by=0)
     assert again.last_step(10, 4) == 8  # steps 4 and 5 were paid for in vain
     for step in range(4, 8):
         again.journal.begin(step)
-    again.journal.open_attempt("yet another", 4)
+    again.journal.open_attempt("yet another", "step 4", computed_by=0)
     assert again.last_step(10, 4) == 4  # all ten are spent: the run ends where it stands
 
 
@@ -579,7 +586,7 @@ def test_second_release_of_the_means_is_refused_when_the_budget_has_no_room(tmp_
     for step in range(10):
         ledger.journal.begin(step)
     ledger.begin_class_means()  # a replay
-    ledger.journal.open_attempt("other computation", 0)
+    ledger.journal.open_attempt("other computation", "step 0")
     with pytest.raises(InputError, match="is spent"):
         ledger.begin_class_means()
 

@@ -63,7 +63,9 @@ def gradients(tmp_path: Path, config: RunConfig, images: ImageDataset, step: int
     run, compute, denoiser = RunDirectory(place), Compute(torch.device("cpu")), randomised(config)
     run.key.parent.mkdir(parents=True)
     plan = PrivacyPlan.calibrate(config, 40) if config.is_private else None
-    ledger = Ledger.open(config, plan, run, compute, images.fingerprint, reached=0, has_class_means=False)
+    ledger = Ledger.open(
+        config, plan, run, compute, images.fingerprint, reached=0, has_class_means=False, weights="start", computed_by=None
+    )  # fmt: skip
     logged = private_phase(config, denoiser, images, plan, ledger, compute).gradient(step)
     assert set(logged) == ({"replay_loss"} if config.stages.replays else set())
     return {name: parameter.grad for name, parameter in denoiser.named_parameters() if parameter.grad is not None}

@@ -156,7 +156,7 @@ def test_a_private_step_at_half_resolution_is_what_a_loop_over_images_computes(t
     images = ImageDataset(rng.integers(0, 256, (5, 1, 12, 12), dtype=np.uint8), rng.integers(0, 3, 5), ("a", "b", "c"))
     plan, key, net = plan_with(config, noise_multiplier=0.0, clipping_norm=0.3), PrivateKey.fixed(KEY), low()
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.open_attempt("test", 0)
+    journal.open_attempt("test", "start")
     (stage,) = stages_of(config, "private")
     PrivateStep(net, mixture((stage,)), images, plan, key, journal, config, Compute(torch.device("cpu")))(0)
     found = torch.cat([parameter.grad.flatten() for parameter in net.parameters() if parameter.grad is not None]) * 40

@@ -25,7 +25,7 @@ from running import (
 
 from dpsyngen.checkpoint import Checkpoint, discard_after, load_newest, save_checkpoint
 from dpsyngen.errors import InputError
-from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, fingerprint
+from dpsyngen.privacy.journal import Journal
 from dpsyngen.privacy.randomness import PrivateKey
 from dpsyngen.run_directory import RunDirectory
 
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_for_the_journal_announces_nothing(tmp_path):
     """The step isn't begun, and its line, of which a part was written, is dropped."""
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.open_attempt("a", BEFORE_MEANS)
+    journal.open_attempt("a", "start")
     journal.begin(0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -203,19 +203,3 @@ def test_a_crash_before_the_key_is_destroyed_is_made_good(tmp_path):
     PrivateKey.fixed(KEY).save(run / "private/key")
     call(train_main, *arguments)
     assert {name: content for name, (content, _) in files(run).items()} == {name: content for name, (content, _) in before.items()}
-
-
-def test_an_attempt_is_left_when_its_first_steps_are_lost(tmp_path):
-    """From a checkpoint before the attempt's start the steps in between get new draws, so no later step would be the same computation."""
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.open_attempt("a", BEFORE_MEANS)
-    for what in (MEANS, 0, 1, 2, 3):
-        journal.begin(what)
-    journal.open_attempt("b", 4)
-    journal.begin(4)
-    again = Journal(tmp_path / "journal.jsonl")
-    again.open_attempt("b", 4)
-    assert (again.attempt, again.begun_since(4)) == (1, 1)
-    again.open_attempt("b", 2)
-    assert (again.attempt, again.begun_since(2)) == (2, 0)
-    assert fingerprint("d", "c", torch.device("cpu"), 1) != fingerprint("d", "c", torch.device("cpu"), 2)

@@ -383,7 +383,7 @@ def test_plan_and_ledger_take_the_setting_from_the_config(tmp_path):
     plan = PrivacyPlan.calibrate(config, 40)
     assert plan.secure_noise
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.open_attempt("test", 0)
+    journal.open_attempt("test", "start")
     for given, kind in ((plan, SecureStream), (dataclasses.replace(plan, secure_noise=False), np.random.Generator)):
         assert isinstance(Ledger(config, given, RunDirectory(tmp_path), KEY, journal).begin_class_means(), kind)
 

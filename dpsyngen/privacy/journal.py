@@ -17,8 +17,6 @@ from dpsyngen.files import writing
 from synthetic_generators import code_files
 
 MEANS = "class_means"
-BEFORE_MEANS = -(10**9)
-"""Where a run stands, counted in private steps, that hasn't released its class means yet; negative as in the central phase, and below it."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Spending:
 class Journal:
     """Lines of JSON in runs/NAME/private/journal.jsonl, mode 0600, each on disk before the work it announces.
 
-    A line {"attempt": a, "fingerprint": f, "from": t, "plan": {...}} opens an attempt at step t under a plan (null where nothing is
-    guaranteed), {"attempt": a, "step": t} announces step t (or the class means). Announcing again what the same attempt announced is a
-    replay with the same draws and costs nothing, which holds only while the fingerprint is unchanged, and from no earlier than where the
-    attempt began. Otherwise a new attempt opens: its draws are fresh, and the steps begun since the checkpoint were paid for in vain.
+    A line {"attempt": a, "fingerprint": f, "weights": w, "plan": {...}} opens an attempt on the weights of digest w under a plan (null where
+    nothing is guaranteed), {"attempt": a, "step": t} announces step t (or the class means). Announcing again what the same attempt announced
+    is a replay with the same draws and costs nothing, which holds only while the fingerprint is unchanged, and on the weights that the draws
+    met before. Otherwise a new attempt opens: its draws are fresh, and the steps begun since the checkpoint were paid for in vain.
 
     `ahead` is called with what will have been begun under the current plan, before a line that adds to it is written.
     Raises InputError for a file that isn't a journal.
@@ -46,7 +44,8 @@ class Journal:
         self.writable = writable
         self.attempt = -1
         self.fingerprint = ""
-        self.start = BEFORE_MEANS
+        self.weights: str | None = None
+        """Digest of the weights that the last attempt began on; None where an earlier version wrote its line."""
         self.ahead: Callable[[Spending], None] = lambda coming: None
         self.segments: list[tuple[dict[str, Any] | None, Spending]] = []
         """The plans in their order, each as its attempts' lines have it, and what was begun under it; replays counted once."""
@@ -62,16 +61,18 @@ class Journal:
         """What the last attempt's line says of its plan."""
         return self.segments[-1][0] if self.segments else None
 
-    def open_attempt(self, fingerprint: str, reached: int, plan: dict[str, Any] | None = None) -> None:
+    def open_attempt(self, fingerprint: str, weights: str, *, computed_by: int | None = None, plan: dict[str, Any] | None = None) -> None:
         """Go on with the last attempt if fingerprint and plan are these and its own weights are at hand, else open the next.
 
+        `weights` is a digest of the weights at hand, and of all else that the next step starts from; `computed_by` is the attempt whose
+        checkpoint they are, None if they come from before the first. They are the last attempt's own if it has computed them, or began on them.
+        On all others the same draws would meet other weights, and the difference of the two results is free of noise.
         `plan` is what is to be known of the plan to price it, ready for JSON; the last attempt's if None.
-
-        Weights of a step before the attempt's start are another attempt's: from there the same draws would meet other weights.
         """
         plan = self.plan if plan is None else plan
-        if self.fingerprint != fingerprint or reached < self.start or plan != self.plan:
-            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint, "from": reached, "plan": plan})
+        own = computed_by == self.attempt or weights == self.weights
+        if self.fingerprint != fingerprint or plan != self.plan or not own:
+            self._write({"attempt": self.attempt + 1, "fingerprint": fingerprint, "weights": weights, "plan": plan})
 
     def begin(self, what: int | str) -> None:
         """Announce a step number or MEANS; returns once the announcement is on disk."""
@@ -94,7 +95,7 @@ class Journal:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         if "fingerprint" in entry:
-            self.attempt, self.fingerprint, self.start = entry["attempt"], entry["fingerprint"], entry["from"]
+            self.attempt, self.fingerprint, self.weights = entry["attempt"], entry["fingerprint"], entry.get("weights")
             if not self.segments or entry["plan"] != self.plan:
                 self.segments.append((entry["plan"], Spending(0, 0)))
         elif (entry["attempt"], entry["step"]) not in self._begun:

@@ -11,7 +11,7 @@ from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
 from dpsyngen.noise_levels import central_stages, stages
 from dpsyngen.privacy.continuation import Segment, segments_of
-from dpsyngen.privacy.journal import BEFORE_MEANS, MEANS, Journal, Spending, fingerprint
+from dpsyngen.privacy.journal import MEANS, Journal, Spending, fingerprint
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import PrivateKey, SecureStream, destroy
 from dpsyngen.privacy.report import privacy_report
@@ -50,13 +50,15 @@ class Ledger:
         *,
         reached: int,
         has_class_means: bool,
+        weights: str,
+        computed_by: int | None,
     ) -> "Ledger":
         """Find the run's key and journal or make them; privacy.json tells what was spent from now on.
 
-        `reached` and `has_class_means` say what the weights at hand have already spent: `reached` counts private steps, and is negative in the
-        central phase, by what is left of it, since steps are replayed free only on weights that the same attempt has computed. Raises
-        InputError if private steps were begun with a key that is gone, since they can neither be replayed nor continued, if the journal lacks
-        what the weights have seen, and if it lists spending that `plan` doesn't count.
+        `reached` and `has_class_means` say what the weights at hand have already spent, `reached` in private steps; `weights` and `computed_by`
+        say which weights they are, as in `Journal.open_attempt`, and all processes give the same. Raises InputError if private steps were
+        begun with a key that is gone, since they can neither be replayed nor continued, if the journal lacks what the weights have seen, and
+        if it lists spending that `plan` doesn't count.
         """
         journal = Journal(run.journal, writable=compute.is_main)
         spending = journal.spending
@@ -70,11 +72,10 @@ class Ledger:
             (PrivateKey.fresh() if fixed is None else PrivateKey.fixed(fixed)).save(run.key)
         compute.wait()  # the key is there, and all have read the journal before one writes to it
         key = PrivateKey.load(run.key)
-        this = fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes)
-        start = BEFORE_MEANS if reached <= 0 and not has_class_means else reached
+        this = compute.joined_digest(fingerprint(data_fingerprint(), _result_deciding(config), compute.device, compute.processes))
         # A plan that goes on keeps the record it has, whatever this version would add to it, or its steps would be counted as another's.
         goes_on = plan is not None and plan in (segment.plan for segment in segments_of(journal)[-1:])
-        journal.open_attempt(this, start, None if plan is None or goes_on else plan.record())
+        journal.open_attempt(this, weights, computed_by=computed_by, plan=None if plan is None or goes_on else plan.record())
         ledger = cls(config, plan, run, key, journal, earlier)
         ledger._tell(journal.segments[-1][1])
         journal.ahead = ledger._tell
