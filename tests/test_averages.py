@@ -233,6 +233,7 @@ def test_an_interrupted_run_leaves_the_same_snapshots(tmp_path, monkeypatch, cap
     arguments = small(images, *RUN, "--private.steps=10", "--private.ema_snapshots=3", "--compute.checkpoint_every=3", "--tracking.log_every=8")
     call(train_main, *arguments, "--run", tmp_path / "whole")
     stop_at_first_log(tmp_path / "stopped")
+    capsys.readouterr()
     assert "No space left on device" in refusal(train_main, monkeypatch, capsys, *arguments, "--run", tmp_path / "stopped")
     (tmp_path / "stopped/metrics.jsonl").unlink()
     assert numbers(tmp_path / "stopped/averages") == [4, 7]
