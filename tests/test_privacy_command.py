@@ -13,7 +13,7 @@ from running import ENVIRONMENT, ROOT, call, refusal
 
 from dpsyngen.privacy.__main__ import main
 
-CONFIG = ("--config", ROOT / "configs" / "mnist" / "dp_syngen.yaml")
+CONFIG = ("--config", ROOT / "configs" / "mnist" / "dp_syngen.yaml", "--private.batch_size=256", "--private.steps=200")
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -63,22 +63,25 @@ def test_flops_of_the_lean_network_are_those_of_its_layers():
     assert cost_of(config).forward == counted + 2 * 2 * tokens**2 * channels  # q k and (q k) v
 
 
+SIZES = "--private.batch_size=256", "--sampling.num_images=10000"
+
+
 def test_rows_are_counted_as_the_phases_compute_them():
     dpdm = cost_of(read_config([ROOT / "configs/mnist/dpdm.yaml"]))
     assert (dpdm.synthetic, dpdm.replayed, dpdm.drawn) == (0, 0, 60_000 * 50)
     assert dpdm.private == pytest.approx(300 * 60_000 * 32, rel=1e-3)
     assert dpdm.training == 3 * dpdm.forward * dpdm.private
-    flags = ["--sampling.sampler=heun", "--sampling.steps=18", "--sampling.guidance=2", "--synthetic.steps=7", "--private.steps=5"]
+    flags = ["--sampling.sampler=heun", "--sampling.steps=18", "--sampling.guidance=2", "--synthetic.steps=7", "--private.steps=5", *SIZES]
     recipe = ROOT / "configs/mnist/dp_syngen.yaml"
     staged = cost_of(read_config([recipe], flags))
     assert (staged.synthetic, staged.replayed, staged.private, staged.drawn) == (7 * 128, 5 * 128, 5 * 256 * 2, 10_000 * 35 * 2)
     closed = ["--stages.closed_form=true", "--hints.covariance_rank=8", "--stages.tau2=1.7", "--sampling.steps=20", "--sampling.sigma_max=40"]
     levels = karras_grid(20, 0.002, 40, 7)[:-1]
-    assert cost_of(read_config([recipe], closed)).drawn == 10_000 * int((levels <= math.exp(1.7)).sum()) < 10_000 * 20
+    assert cost_of(read_config([recipe], [*closed, *SIZES])).drawn == 10_000 * int((levels <= math.exp(1.7)).sum()) < 10_000 * 20
 
 
 def test_rows_and_evaluations_at_half_resolution_count_as_such():
-    flags = ["--data.image_size=32", "--synthetic.steps=6", "--private.steps=5", "--sampling.steps=20", "--sampling.sigma_max=40"]
+    flags = ["--data.image_size=32", "--synthetic.steps=6", "--private.steps=5", *SIZES, "--sampling.steps=20", "--sampling.sigma_max=40"]
     config = read_config([ROOT / "configs/mnist/dp_syngen.yaml", ROOT / "configs/examples/half_resolution.yaml"], flags)
     custom = tuple(replace(stage, downsampling=2) for stage in config.stages.custom)
     cost, half = cost_of(config), cost_of(replace(config, stages=replace(config.stages, custom=custom))).forward
