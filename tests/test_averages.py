@@ -228,24 +228,24 @@ def test_nothing_changes_without_snapshots_nor_the_model_with_them(finished, tmp
 
 @needs_full_device
 def test_an_interrupted_run_leaves_the_same_snapshots(tmp_path, monkeypatch, capsys):
-    """Stopped at step 8 with a checkpoint at the sixth and a snapshot at the seventh. On other images none of steps that don't count is left."""
+    """Stopped at step 9 with a checkpoint at the sixth and a snapshot at the eighth. On other images none of steps that don't count is left."""
     images = private_images(tmp_path / "images.npz")
-    arguments = small(images, *RUN, "--private.steps=10", "--private.ema_snapshots=3", "--compute.checkpoint_every=3", "--tracking.log_every=8")
+    arguments = small(images, *RUN, "--private.steps=10", "--private.ema_snapshots=5", "--compute.checkpoint_every=3", "--tracking.log_every=9")
     call(train_main, *arguments, "--run", tmp_path / "whole")
     stop_at_first_log(tmp_path / "stopped")
     capsys.readouterr()
     assert "No space left on device" in refusal(train_main, monkeypatch, capsys, *arguments, "--run", tmp_path / "stopped")
     (tmp_path / "stopped/metrics.jsonl").unlink()
-    assert numbers(tmp_path / "stopped/averages") == [4, 7]
+    assert numbers(tmp_path / "stopped/averages") == [2, 4, 6, 8]
     shutil.copytree(tmp_path / "stopped", tmp_path / "changed")
     (tmp_path / "stopped/averages/.000000010.partial").mkdir()
     call(train_main, *arguments, "--run", tmp_path / "stopped")
     averages = [{name: content for name, (content, _) in files(tmp_path / run / "averages").items()} for run in ("whole", "stopped")]
-    assert averages[0] == averages[1] and len(averages[0]) == 6
+    assert averages[0] == averages[1] and len(averages[0]) == 10
     assert not [path for path in (tmp_path / "stopped/averages").iterdir() if path.name.startswith(".")]
     private_images(images, seed=1)
     call(train_main, *arguments, "--run", tmp_path / "changed")
-    assert numbers(tmp_path / "changed/averages") == [4, 7, 8]  # two steps were spent in vain, and the eighth is the last
+    assert numbers(tmp_path / "changed/averages") == [2, 4, 6, 7]  # three steps were spent in vain, and the seventh is the last
     assert average(tmp_path / "changed", 0.07, tmp_path / "to") < 0.1
 
 
