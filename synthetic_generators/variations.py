@@ -1,11 +1,10 @@
 """Variations: figures that come in many versions of themselves, as the members of a class do.
 
-Another family draws a figure, and each of its `copies` is bent, turned, sheared, scaled, moved and drawn thinner or thicker, in a tone and
-with a pattern of its own if it shall. The
-deformations are those that augment handwriting (Simard, Steinkraus and Platt, "Best practices for convolutional neural networks applied
-to visual document analysis", ICDAR 2003): an affine map and a smooth random field of displacements. To make classes of programmatic
-images with them is ours. The mean of a figure's other copies is to a copy what its class mean is to a private image, so a denoiser can
-learn from it how the members of a class differ from their mean (`hints.synthetic_from: class`).
+Another family draws a figure, and each of its `copies` is bent, turned, sheared, scaled, moved and drawn thinner or thicker; each may have a tone
+and a pattern of its own as well. The deformations are those that augment handwriting (Simard, Steinkraus and Platt, "Best practices for
+convolutional neural networks applied to visual document analysis", ICDAR 2003): an affine map and a smooth random field of displacements. Tones,
+patterns, and to make classes of programmatic images of all this are ours. The mean of a figure's other copies is to a copy what its class mean is
+to a private image, so a denoiser can learn from it how the members of a class differ from their mean (`hints.synthetic_from: class`).
 """
 
 from dataclasses import astuple, dataclass, field

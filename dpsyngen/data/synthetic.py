@@ -37,9 +37,9 @@ class SyntheticImages:
         self._kept: np.ndarray | None = None
         if distinct is not None:
             places = distinct + self.copies  # the last figure's other versions may lie beyond the last image
-            self._is_kept = np.zeros(places, dtype=bool)
             if places * channels * size**2 <= _MOST_BYTES_KEPT:
                 self._kept = np.empty((places, *image_shape), dtype=np.uint8)
+                self._is_kept = np.zeros(places, dtype=bool)
 
     def batch(self, indices: Sequence[int] | range | np.ndarray) -> Tensor:
         """The images at these places of the sequence, float32 [n, C, H, W] in [-1, 1]; each a function of the seed and its index alone."""
