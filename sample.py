@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from dpsyngen.cli import ScriptParser, load_run_config, run_script
 from dpsyngen.compute import Compute
 from dpsyngen.errors import InputError
 from dpsyngen.launcher import settled
 from dpsyngen.samples import describe_origin, make_directory, write_samples
-from dpsyngen.sampling import sample_set
+from dpsyngen.sampling import balanced_labels, sample_set
 from dpsyngen.saved_model import load_trained
 
 
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> None:
     images, labels = sample_set(denoiser, config, compute)
     if compute.is_main:
         write_samples(directory, images, labels, describe_origin(config, denoiser))
-        print(f"{len(images)} images in {directory}")
+        relabelled = np.mean(labels != balanced_labels(len(labels), config.data.num_classes))
+        print(f"{len(images)} images in {directory}" + (f", {relabelled:.1%} of them with another label from the teacher" if relabelled else ""))
 
 
 if __name__ == "__main__":

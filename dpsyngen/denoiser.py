@@ -13,6 +13,7 @@ from dpsyngen.errors import InputError
 from dpsyngen.hints import nearest_prototypes
 from dpsyngen.networks import build_backbone
 from dpsyngen.resolution import pooled, upsampled
+from dpsyngen.teacher import Teacher
 
 
 class Denoiser(nn.Module):
@@ -24,6 +25,8 @@ class Denoiser(nn.Module):
 
     A class may have several prototypes as hints. A label is then the number of one of them, class * prototypes + place, so that it tells the
     class and the hint; `condition` makes such labels of classes for images, `conditions_to_draw` for sampling. The last one is the null label.
+
+    `teacher`, where there is one, has no part in what the denoiser computes; it tells which class an image shows that was drawn by it.
 
     With `downsampling` s > 1 the network works on means over blocks of s x s pixels, where the noise level is sigma / s; see `_from_low_resolution`.
     """
@@ -60,6 +63,7 @@ class Denoiser(nn.Module):
         channels, height, width = image_shape
         self.network_shape = (channels, height // downsampling, width // downsampling)
         self.null_label = num_classes * prototypes
+        self.teacher: Teacher | None = None
         self.register_buffer("class_means", torch.zeros(self.null_label + 1 if hinted else 0, *image_shape))
         self.register_buffer("shares", torch.full((self.null_label if hinted else 0,), 1 / prototypes))
         self.register_buffer("modes", torch.zeros(rank, *image_shape))
@@ -179,6 +183,7 @@ class RoutedDenoiser(nn.Module):
         self.null_label = denoisers[0].null_label
         self.hinted = denoisers[0].hinted
         self.prototypes = denoisers[0].prototypes
+        self.teacher: Teacher | None = None
 
     def expert(self, name: str) -> Denoiser:
         """The denoiser of the stage of that name."""
@@ -211,12 +216,17 @@ class RoutedDenoiser(nn.Module):
 
 
 def build_denoiser(config: RunConfig) -> Denoiser | RoutedDenoiser:
-    """The untrained denoiser of a config, initialised from its public seed."""
+    """The untrained denoiser of a config, initialised from its public seed; beside it the config's teacher, if any, which knows nothing yet."""
     torch.manual_seed(config.seed)
+    denoiser: Denoiser | RoutedDenoiser
     if config.stages.holder == "routed":
         stages = config.stages.stages
-        return RoutedDenoiser(stages, [_build_single(config, stage.downsampling, stage.detail_std) for stage in stages])
-    return _build_single(config)
+        denoiser = RoutedDenoiser(stages, [_build_single(config, stage.downsampling, stage.detail_std) for stage in stages])
+    else:
+        denoiser = _build_single(config)
+    if config.teacher.used:
+        denoiser.teacher = Teacher(config.data.image_shape, config.data.num_classes)
+    return denoiser
 
 
 def _build_single(config: RunConfig, downsampling: int = 1, detail_std: float = 0.0) -> Denoiser:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, SamplingConfig, StageConfig, StagesConfig, Variant
+from dpsyngen.config import DataConfig, HintsConfig, NetworkConfig, RunConfig, SamplingConfig, StageConfig, StagesConfig, TeacherConfig, Variant
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
 from dpsyngen.networks.torchvision_compat import mend_torchvision
-from dpsyngen.sampling import balanced_labels, generate
+from dpsyngen.sampling import balanced_labels, draw_classes
 
 mend_torchvision()  # diffusers imports it on the way
 
@@ -51,6 +51,7 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         prototypes: int = 1,
         covariance_rank: int = 0,
         closed_form: bool = False,
+        teacher: bool = False,
     ) -> None:
         super().__init__()
         config = RunConfig(
@@ -58,6 +59,7 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
             network=NetworkConfig(backbone, width, depth, parameterisation, sigma_data, label_dropout),
             stages=StagesConfig(variant, tau1, tau2, holder, tuple(StageConfig(**stage) for stage in custom), closed_form),
             hints=HintsConfig(hints, prototypes, covariance_rank=covariance_rank),
+            teacher=TeacherConfig(share=0.1 if teacher else 0.0),
         )
         with torch.random.fork_rng(devices=[]):  # the caller's generator is not the initialisation's business
             self.denoiser = build_denoiser(config)
@@ -69,6 +71,7 @@ class DPSynGenDenoiser(ModelMixin, ConfigMixin):
         return cls(
             image_size=data.image_size, channels=data.channels, num_classes=data.num_classes, hints=config.hints.kind,
             prototypes=config.hints.prototypes, covariance_rank=config.hints.covariance_rank, closed_form=stages.closed_form,
+            teacher=config.teacher.used,
             **asdict(config.network), variant=stages.variant, tau1=stages.tau1, tau2=stages.tau2, holder=stages.holder,
             custom=[{name: getattr(stage, name) for name in _OF_STAGES} for stage in stages.custom],
         )  # fmt: skip
@@ -143,8 +146,7 @@ class DPSynGenPipeline(DiffusionPipeline):
         shape, inner = (network.channels, network.image_size, network.image_size), self.denoiser.denoiser
         quiet = getattr(self, "_progress_bar_config", {}).get("disable", False)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            conditions, num_labels = inner.conditions_to_draw(labels), inner.null_label if network.num_classes else 0
-            images = generate(self.denoiser, settings, conditions, seed, shape, num_labels, self.device, progress=not quiet)
+            images, _ = draw_classes(inner, settings, labels, seed, shape, network.num_classes, self.device, progress=not quiet, call=self.denoiser)
         shown = _as_output(images, output_type)
         return ImagePipelineOutput(images=shown) if return_dict else (shown,)
 

@@ -168,7 +168,8 @@ def _memory(config: RunConfig, denoiser: Denoiser | RoutedDenoiser, stages: tupl
     # autograd keeps about three tensors per layer's output: its input, and those of the pointwise operations around it
     held = size * np.prod(config.data.image_shape) if config.data.held_in_memory(size) else 0
     weights = 7 if config.private.ema_snapshots else 5
-    return int(held + weights * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
+    seen = 4 * size * (config.teacher.components + 1) if config.teacher.used else 0
+    return int(held + seen + weights * 4 * parameters + bytes_each * (3 * rows * outputs + per_example))
 
 
 def _outputs(config: RunConfig, network: Denoiser) -> int:
@@ -225,6 +226,9 @@ def _rows(config: RunConfig, plan: RunPlan) -> list[tuple[str, str]]:
             means = privacy.class_means
             often = "once" if means.rounds == 1 else f"in each of {means.rounds} rounds, for {means.prototypes} prototypes per class"
             rows.append(("noise of the class means", f"{means.noise_multiplier:.4g} times the sensitivity, {often}"))
+        if privacy.teacher is not None:
+            teacher = privacy.teacher
+            rows.append(("noise of the teacher", f"{teacher.noise_multiplier:.4g} times the sensitivity, in each of {teacher.steps} steps"))
         if privacy.steps:
             automatic = " (automatic clipping)" if privacy.clipping == "automatic" else ""
             noise = f"{privacy.noise_multiplier:.4g} x C = {privacy.clipping_norm:g}{automatic}, q = {privacy.sampling_rate:.4g}"

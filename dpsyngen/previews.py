@@ -13,7 +13,7 @@ from dpsyngen.errors import InputError
 from dpsyngen.files import write_file, writing
 from dpsyngen.progress import Progress
 from dpsyngen.samples import sample_grid
-from dpsyngen.sampling import generate
+from dpsyngen.sampling import draw_classes
 
 CLASSES, IMAGES_PER_CLASS, MOST_STEPS = 10, 8, 18
 
@@ -27,13 +27,13 @@ def write_preview(progress: Progress, averaged: Denoiser | RoutedDenoiser, confi
     """
     classes, compute = min(config.data.num_classes, CLASSES), progress.compute
     labels = np.repeat(np.arange(classes), IMAGES_PER_CLASS) if classes else np.zeros(50, dtype=np.int64)
-    quick = replace(config.sampling, sampler="ddim", s_churn=0.0, steps=min(config.sampling.steps, MOST_STEPS))
+    quick = replace(config.sampling, sampler="ddim", s_churn=0.0, attempts=1, steps=min(config.sampling.steps, MOST_STEPS))
     file = progress.run.previews / f"{progress.phase}-{progress.step:06d}.png"
     try:
         with compute.autocast():
-            images = generate(
-                averaged, quick, averaged.conditions_to_draw(labels), config.seed, config.data.image_shape,
-                averaged.null_label if config.data.num_classes else 0, compute.device, progress=False, rank=compute.rank, processes=compute.processes,
+            images, _ = draw_classes(
+                averaged, quick, labels, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
+                progress=False, rank=compute.rank, processes=compute.processes,
             )  # fmt: skip
     except InputError as error:
         if compute.is_main:

@@ -101,13 +101,16 @@ def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
     return np.arange(num_images, dtype=np.int64) % max(num_classes, 1)
 
 
-def image_noise(seed: int, indices: Sequence[int] | np.ndarray, image_shape: tuple[int, int, int]) -> Callable[[], Tensor]:
+def image_noise(
+    seed: int, indices: Sequence[int] | np.ndarray, image_shape: tuple[int, int, int], attempt: int = 0
+) -> Callable[[], Tensor]:
     """A source of standard normal noise, float32 [len(indices), C, H, W] a call, that has one generator per image.
 
     Image i draws from the i-th child of the public seed (numpy's SeedSequence), so its starting noise and its churn are
-    the same in any batch on any number of processes.
+    the same in any batch on any number of processes. Further attempts at an image draw from children of that child.
     """
-    generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(int(i),)))) for i in indices]
+    keys = [(int(i), attempt) if attempt > 0 else (int(i),) for i in indices]
+    generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))) for key in keys]
     return lambda: torch.from_numpy(np.stack([generator.standard_normal(image_shape, dtype=np.float32) for generator in generators]))
 
 
@@ -128,15 +131,61 @@ def _sample_batch(
 
 @torch.no_grad()
 def sample_set(denoiser: ConditionalDenoiser | RoutedDenoiser, config: RunConfig, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
-    """The sample set that a run's config asks for, as `generate` returns images, and their balanced labels int64 [N].
+    """The sample set that a run's config asks for, as `draw_classes` returns it for balanced classes.
 
     In the precision of `compute`, and by all of its processes.
     """
-    labels = balanced_labels(config.sampling.num_images, config.data.num_classes)
+    classes = balanced_labels(config.sampling.num_images, config.data.num_classes)
     with compute.autocast():
-        images = generate(
-            denoiser, config.sampling, denoiser.conditions_to_draw(labels), config.seed, config.data.image_shape,
-            denoiser.null_label if config.data.num_classes else 0, compute.device, rank=compute.rank, processes=compute.processes,
+        return draw_classes(
+            denoiser, config.sampling, classes, config.seed, config.data.image_shape, config.data.num_classes, compute.device,
+            rank=compute.rank, processes=compute.processes,
+        )  # fmt: skip
+
+
+def draw_classes(
+    denoiser: ConditionalDenoiser | RoutedDenoiser,
+    config: SamplingConfig,
+    classes: np.ndarray,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+    *,
+    call: Denoiser | None = None,
+    progress: bool = True,
+    rank: int = 0,
+    processes: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image of each class, and check it where there is a teacher: images uint8 [N, H, W, C] and labels int64 [N].
+
+    An image that the teacher takes for another class is drawn again from other noise, up to `config.attempts` times in all; if it is
+    then still taken for another, that one is its label. All post-processing of what was released. Image i and its label depend on i and
+    classes[i] alone, as `generate` has it.
+
+    Args:
+        denoiser: Knows the classes' hints and the teacher.
+        config: Of `generate`, and the number of attempts.
+        classes: int64 [N] in [0, num_classes], the last for no class; such images aren't checked.
+        seed, image_shape, device, progress, rank, processes: As for `generate`.
+        num_classes: 0 for a model without labels.
+        call: What is called in the denoiser's place, if it is the denoiser in another form.
+    """
+    conditions, num_labels = denoiser.conditions_to_draw(classes), denoiser.null_label if num_classes else 0
+    images = generate(call or denoiser, config, conditions, seed, image_shape, num_labels, device, progress, rank, processes)
+    labels, teacher = classes.copy(), denoiser.teacher
+    if teacher is None:
+        return images, labels
+    checked = np.flatnonzero(classes < num_classes)
+    for attempt in range(1, config.attempts + 1):
+        with torch.autocast(device.type, enabled=False):
+            labels[checked] = teacher.classes_of(images[checked])
+        checked = checked[labels[checked] != classes[checked]]
+        if len(checked) == 0 or attempt == config.attempts:
+            break
+        images[checked] = generate(
+            call or denoiser, config, conditions[checked], seed, image_shape, num_labels, device, progress, rank, processes,
+            indices=checked, attempt=attempt,
         )  # fmt: skip
     return images, labels
 
@@ -152,6 +201,8 @@ def generate(
     progress: bool = True,
     rank: int = 0,
     processes: int = 1,
+    indices: np.ndarray | None = None,
+    attempt: int = 0,
 ) -> np.ndarray:
     """Draw one image per label. Image i depends on (denoiser, config, labels[i], seed, i) alone, but for rounding in another batch.
 
@@ -168,6 +219,8 @@ def generate(
         progress: Show a bar on stderr, where that is a terminal.
         rank: This process's number in [0, processes).
         processes: How many share the work, in torch.distributed's default group; every one must call this and gets all images.
+        indices: int64 [N], the images' numbers where they aren't 0 to N - 1: image i is the one of number indices[i].
+        attempt: Each gives other images of the same numbers.
     Returns:
         uint8 [N, H, W, C].
     Raises:
@@ -177,16 +230,16 @@ def generate(
         raise InputError(f"sampling.guidance: expected 1, since the model has no classes to be guided to, got {config.guidance!r}")
     denoiser = guided(denoiser, config.guidance, num_labels)
     channels, height, width = image_shape
-    total = len(labels)
+    total, numbers = len(labels), np.arange(len(labels)) if indices is None else indices
     size = min(config.batch_size, total)  # whatever the number of processes: kernels may round otherwise for another number of images
     images = np.empty((total, height, width, channels), dtype=np.uint8)
-    with tqdm(total=total, desc="sampling", unit="image", disable=None if progress and rank == 0 else True) as bar:
+    with tqdm(total=total, desc="drawing again" if attempt else "sampling", unit="image", disable=None if progress and rank == 0 else True) as bar:
         for first in range(0, total, size * processes):  # a round: each process takes one batch, and all share the results
             last = min(first + size * processes, total)
             mine = np.arange(first + rank * size, min(first + (rank + 1) * size, total))
             batch = torch.zeros(size, *image_shape, dtype=torch.float32, device=device)  # of one shape in the last round too
             if len(mine) > 0:
-                noise, mine_labels = image_noise(seed, mine, image_shape), torch.from_numpy(labels[mine]).to(device)
+                noise, mine_labels = image_noise(seed, numbers[mine], image_shape, attempt), torch.from_numpy(labels[mine]).to(device)
                 batch[: len(mine)] = _sample_batch(denoiser, config, noise, mine_labels, device)
             batch = _gather(batch, processes)[: last - first]
             if not batch.isfinite().all():

@@ -1,11 +1,8 @@
 """Training: the loop, and the run around it. Running it again resumes it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 from dpsyngen import pretraining
 from dpsyngen.compute import Compute
@@ -14,12 +11,11 @@ from dpsyngen.data import Dataset, load_train
 from dpsyngen.denoiser import Denoiser, RoutedDenoiser, build_denoiser
 from dpsyngen.errors import Interrupted
 from dpsyngen.interruption import GO_ON, signals_deferred
+from dpsyngen.moments import release_moments
 from dpsyngen.networks.safety import refuse_mixing
 from dpsyngen.phases import Phase, central_phase, private_phase, synthetic_phase
 from dpsyngen.previews import write_preview
-from dpsyngen.privacy.class_means import ClassMeans, ClassMeansMechanism
 from dpsyngen.privacy.continuation import plan_for
-from dpsyngen.privacy.covariance import CovarianceMechanism, Modes
 from dpsyngen.privacy.ledger import Ledger
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.progress import Progress, StepBar, moving_average
@@ -74,10 +70,7 @@ def train(prepared: Preparation, run: RunDirectory, trackers: Trackers) -> None:
     )  # fmt: skip
     progress.attempt = ledger.journal.attempt
     if denoiser.hinted and not progress.has_class_means:
-        means, modes = _moments(config, plan, ledger, prepared.dataset, compute)
-        denoiser.set_class_means(*(tensor.to(compute.device) for tensor in means))
-        if modes is not None:
-            denoiser.set_modes(*(tensor.to(compute.device) for tensor in modes))
+        release_moments(config, plan, ledger, prepared.dataset, compute, denoiser)
         progress.has_class_means = True
         progress.save()
     if prepared.central is not None and progress.phase == "central":
@@ -137,33 +130,3 @@ def run_phase(
         if progress.compute.is_main:
             snapshots.write(progress.step)  # the last, also where a resumed phase has ended early
         progress.denoiser.load_state_dict(average.module.state_dict())
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A process's share of the images, in batches that can be gone through again and again."""
-
-    dataset: Dataset
-    compute: Compute
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = len(self.dataset)
-        for block in self.compute.share(max(self.compute.processes, -(-size // 1000))):  # one for each process, though it may be empty
-            yield self.dataset.batch(np.arange(1000 * block, min(1000 * (block + 1), size)))
-
-
-def _moments(
-    config: RunConfig, plan: PrivacyPlan | None, ledger: Ledger, dataset: Dataset, compute: Compute
-) -> tuple[ClassMeans, Modes | None]:
-    """The DP class means or prototypes, and the main axes of the DP covariance if the config asks for them, both spent now.
-
-    Exact ones where the stages are nonprivate. The processes share the images.
-    """
-    noise, share = ledger.begin_class_means(), _Share(dataset, compute)  # the ledger refuses where the plan has no such mechanism
-    mechanism = ClassMeansMechanism.from_config(config, 0.0) if plan is None else plan.class_means
-    means = mechanism.release(share, noise, compute.sum_over_processes)  # type: ignore[union-attr]
-    if config.hints.covariance_rank == 0:
-        return means, None
-    exact = CovarianceMechanism.from_config(config, config.data.expected_size or len(dataset), 0.0)
-    covariance = exact if plan is None else plan.covariance
-    return means, covariance.release(share, means, noise, compute.sum_over_processes)  # type: ignore[union-attr]

@@ -14,11 +14,12 @@ from dpsyngen.config.hints import HintsConfig
 from dpsyngen.config.outcome import EvaluationConfig, SamplingConfig, Tracker, TrackingConfig
 from dpsyngen.config.phases import CentralConfig, PhaseConfig, PrivateConfig, SigmaDraw, SyntheticConfig
 from dpsyngen.config.stages import Source, StageConfig, StagesConfig, Variant
+from dpsyngen.config.teacher import TeacherConfig
 
 __all__ = [
     "AUTO_IN_MEMORY_BYTES", "SOURCES_ON_DISK", "SOURCES_WITH_PATH", "CentralConfig", "ComputeConfig", "DataConfig", "EvaluationConfig",
     "HintsConfig", "NetworkConfig", "PhaseConfig", "PrivacyConfig", "PrivateConfig", "RunConfig", "SamplingConfig", "SigmaDraw", "Source",
-    "StageConfig", "StagesConfig", "SyntheticConfig", "Tracker", "TrackingConfig", "Variant",
+    "StageConfig", "StagesConfig", "SyntheticConfig", "TeacherConfig", "Tracker", "TrackingConfig", "Variant",
 ]  # fmt: skip
 
 
@@ -116,6 +117,7 @@ class RunConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)
     hints: HintsConfig = field(default_factory=HintsConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     central: CentralConfig = field(default_factory=CentralConfig)
     private: PrivateConfig = field(default_factory=PrivateConfig)
@@ -130,6 +132,7 @@ class RunConfig:
         has_covariance = self.hints.kind == "class_means" and self.hints.covariance_rank > 0
         require(has_covariance or not self.stages.closed_form, "stages.closed_form",
                 "false without DP class means and hints.covariance_rank > 0", self.stages.closed_form)
+        self._check_teacher()
         self._check_resolutions()
         require(bool(self.name) and not any(c in self.name for c in "/\\\0") and self.name not in (".", ".."),
                  "name", "a plain directory name", self.name)
@@ -148,6 +151,15 @@ class RunConfig:
                  "1, since network.label_dropout is 0, so the network never learns to do without labels", self.sampling.guidance)
         if self.evaluation.reference == "held_out":
             require(self.data.held_out > 0, "data.held_out", "an integer > 0, since evaluation.reference is held_out", self.data.held_out)
+
+    def _check_teacher(self) -> None:
+        share, hints = self.teacher.share, self.hints
+        if not self.teacher.used:
+            return
+        require(hints.kind != "none", "teacher.share", "0, since hints.kind is none, and the teacher is released together with them", share)
+        require(self.data.num_classes >= 2, "teacher.share", f"0, since data.num_classes is {self.data.num_classes}", share)
+        left = 1 - hints.share - (hints.covariance_share if hints.covariance_rank else 0)
+        require(share < left, "teacher.share", f"a number that leaves something beside the hints' shares, below {left:g}", share)
 
     def _check_resolutions(self) -> None:
         size = self.data.image_size

@@ -35,6 +35,9 @@ class SamplingConfig:
     """Scale of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional."""
     num_images: int = 10000
     """How many images; their labels are balanced and cycle through the classes."""
+    attempts: int = 4
+    """Where there is a teacher: how often an image is drawn, at most, until the teacher takes it for its class; after that it gets the label that
+    the teacher gives it."""
     batch_size: int = 500
     """Images computed together; changes nothing but rounding."""
 
@@ -47,6 +50,7 @@ class SamplingConfig:
         require(0 <= self.s_min <= self.s_max, "sampling.s_min", "a number in [0, sampling.s_max]", self.s_min)
         require(self.s_noise > 0, "sampling.s_noise", "a number > 0", self.s_noise)
         require(self.guidance >= 0, "sampling.guidance", "a number >= 0", self.guidance)
+        require(self.attempts >= 1, "sampling.attempts", "an integer >= 1", self.attempts)
         require(self.num_images >= 1, "sampling.num_images", "an integer >= 1", self.num_images)
         require(self.batch_size >= 1, "sampling.batch_size", "an integer >= 1", self.batch_size)
 

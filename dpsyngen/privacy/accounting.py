@@ -44,10 +44,11 @@ class Mechanism(Protocol):
 
 @dataclass(frozen=True)
 class GaussianMechanism:
-    """Noise N(0, (noise_multiplier * sensitivity)^2), once, on all the data."""
+    """Noise N(0, (noise_multiplier * sensitivity)^2) on all the data, once or `steps` times."""
 
     noise_multiplier: float
     name: str = "Gaussian mechanism"
+    steps: int = 1
 
     @property
     def interval(self) -> float:
@@ -56,7 +57,8 @@ class GaussianMechanism:
 
     def event(self) -> dp_accounting.DpEvent:
         """As the protocol has it."""
-        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        once = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        return once if self.steps == 1 else dp_accounting.SelfComposedDpEvent(once, self.steps)
 
 
 @dataclass(frozen=True)

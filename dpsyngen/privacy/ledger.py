@@ -182,4 +182,5 @@ def _result_deciding(config: RunConfig) -> str:
     synthetic = replace(config.synthetic, cache=None)
     parts = (config.seed, data, config.network, config.stages, stages(config), config.hints, synthetic, config.private, config.privacy)
     central = (config.central, central_stages(config)) if config.uses_central else ()
-    return repr((*parts, *central, compute))
+    teacher = (config.teacher,) if config.teacher.used else ()
+    return repr((*parts, *central, *teacher, compute))

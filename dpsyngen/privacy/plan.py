@@ -20,13 +20,14 @@ from dpsyngen.privacy.covariance import CovarianceMechanism
 from dpsyngen.privacy.per_example import PerExampleGradients
 from dpsyngen.privacy.randomness import PrivateKey, SecureStream, poisson_sample, secure_poisson_sample
 from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums, rounded_gaussian
+from dpsyngen.privacy.teacher import TeacherMechanism
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
     """Everything that touches private images, and what it costs.
 
-    Guarantee: the outputs of `class_means` and `covariance`, released once, and of `steps` private steps, each built from `draw_batch`,
+    Guarantee: the outputs of `class_means`, `covariance` and `teacher`, released once, and of `steps` private steps, each built from `draw_batch`,
     `clip_and_sum` and `privatise`, are together with the mechanisms `before` (epsilon, delta)-DP for adding or removing one image,
     where epsilon is `epsilon_after(steps)` and at most the target that `calibrate` was given. It holds for any network, loss and labels.
     """
@@ -42,6 +43,8 @@ class PrivacyPlan:
     class_means: ClassMeansMechanism | None
     covariance: CovarianceMechanism | None = None
     """Released together with the class means."""
+    teacher: TeacherMechanism | None = None
+    """Likewise."""
     secure_noise: bool = False
     clipping_stability: float | None = None
     """The public constant gamma of automatic clipping; None: clipping at the norm C."""
@@ -54,7 +57,7 @@ class PrivacyPlan:
     def calibrate(cls, config: RunConfig, expected_size: int) -> "PrivacyPlan":
         """The least noise with which all mechanisms together cost at most `privacy.epsilon`, within half a percent. Touches no data.
 
-        The class means get `hints.share` of the budget's mu^2, mu being the Gaussian-DP equivalent of (epsilon, delta).
+        The class means get `hints.share`, the teacher `teacher.share` of the budget's mu^2, mu being the Gaussian-DP equivalent of (epsilon, delta).
         InputError where no noise is the least (nobody is drawn with more than delta) or delta is within the accountant's rounding errors.
         """
         return cls.with_noise(config, expected_size, 0.0)._calibrated()
@@ -66,7 +69,7 @@ class PrivacyPlan:
         """
         if start > self.end:
             raise InputError(f"private.steps: expected at least the {start} that are part of the weights already, got {self.end}")
-        moments: dict[str, Any] = {"class_means": None, "covariance": None} if has_class_means else {}
+        moments: dict[str, Any] = {"class_means": None, "covariance": None, "teacher": None} if has_class_means else {}
         plan = replace(self, before=before, start=start, steps=self.end - start, noise_multiplier=0.0, **moments)
         spent, most = plan.epsilon_after(0), self.target_epsilon * (1 - accounting.TOLERANCE if plan.steps else 1)
         if spent > most:
@@ -94,16 +97,18 @@ class PrivacyPlan:
         if privacy.delta < accounting.smallest_delta(steps):
             raise InputError(f"privacy.delta: expected at least {accounting.smallest_delta(steps):.3g}, since below that rounding errors of the "
                              f"accounting of {steps} steps matter, got {privacy.delta:g}")  # fmt: skip
-        means = covariance = None
+        means = covariance = teacher = None
         if config.hints.kind == "class_means":
             mu = accounting.gaussian_mu(privacy.epsilon, privacy.delta)
             means = ClassMeansMechanism.from_config(config, 1 / (mu * config.hints.share**0.5))
             if config.hints.covariance_rank > 0:
                 covariance = CovarianceMechanism.from_config(config, expected_size, 1 / (mu * config.hints.covariance_share**0.5))
+            if config.teacher.used:
+                teacher = TeacherMechanism.from_config(config, expected_size, 1 / (mu * config.teacher.share**0.5))
         return cls(
             target_epsilon=privacy.epsilon, delta=privacy.delta, expected_size=expected_size, batch_size=config.private.batch_size, steps=steps,
             noise_multiplicity=config.private.noise_multiplicity, clipping_norm=privacy.clipping_norm, noise_multiplier=noise_multiplier,
-            class_means=means, covariance=covariance, secure_noise=privacy.secure_noise,
+            class_means=means, covariance=covariance, teacher=teacher, secure_noise=privacy.secure_noise,
             clipping_stability=privacy.clipping_stability if privacy.clipping == "automatic" else None,
         )  # fmt: skip
 
@@ -114,10 +119,11 @@ class PrivacyPlan:
     @classmethod
     def from_record(cls, record: dict[str, Any], before: tuple[Mechanism, ...]) -> "PrivacyPlan":
         """The plan whose `record` this is; TypeError or LookupError if it is no record. What older records lack has its default."""
-        means, covariance = record["class_means"], record.get("covariance")
+        means, covariance, teacher = record["class_means"], record.get("covariance"), record.get("teacher")
         mechanisms = {
             "class_means": None if means is None else ClassMeansMechanism(**means),
             "covariance": None if covariance is None else CovarianceMechanism(**covariance),
+            "teacher": None if teacher is None else TeacherMechanism(**teacher),
         }
         return cls(**record | mechanisms | {"before": before})
 
@@ -137,8 +143,12 @@ class PrivacyPlan:
         if self.class_means is None:
             return (*self.before, sgd)
         round_of_means = GaussianMechanism(self.class_means.noise_multiplier, name="DP class means")
-        covariance = () if self.covariance is None else (GaussianMechanism(self.covariance.noise_multiplier, name="DP covariance"),)
-        return (*self.before, *(round_of_means,) * (self.class_means.rounds * means_releases), *covariance * means_releases, sgd)
+        beside: tuple[Mechanism, ...] = ()
+        if self.covariance is not None:
+            beside += (GaussianMechanism(self.covariance.noise_multiplier, name="DP covariance"),)
+        if self.teacher is not None:
+            beside += (GaussianMechanism(self.teacher.noise_multiplier, name="DP teacher", steps=self.teacher.steps),)
+        return (*self.before, *(round_of_means,) * (self.class_means.rounds * means_releases), *beside * means_releases, sgd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - plans live as long as the process
     def epsilon_after(self, steps: int, means_releases: int = 1) -> float:

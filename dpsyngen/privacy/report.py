@@ -92,6 +92,12 @@ def mechanisms_of(segment: Segment) -> list[dict[str, Any]]:
             "name": "DP covariance", "type": "Gaussian", "releases": spending.means_releases, "noise_multiplier": covariance.noise_multiplier,
             "sensitivity": 1.0, "radius": covariance.radius, "resolution": covariance.resolution, "rank": covariance.rank,
         })  # fmt: skip
+    if plan.teacher is not None and spending.means_releases:
+        teacher = plan.teacher
+        mechanisms.append({
+            "name": "DP teacher", "type": "Gaussian", "releases": spending.means_releases, "steps": teacher.steps,
+            "noise_multiplier": teacher.noise_multiplier, "sensitivity": 1.0, "learning_rate": teacher.learning_rate,
+        })  # fmt: skip
     if spending.steps:
         mechanisms.append({
             "name": "DP-SGD", "type": "Poisson-subsampled Gaussian", "steps": spending.steps, "noise_multiplier": plan.noise_multiplier,

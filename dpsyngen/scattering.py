@@ -1,0 +1,109 @@
+"""Scattering features of images: moduli of wavelet coefficients, twice over, blurred and sampled. Nothing in them is learnt.
+
+Bruna and Mallat, "Invariant Scattering Convolution Networks" (arXiv 1203.1513). Linear classifiers on them are the strongest known under
+differential privacy without public images (Tramer and Boneh, "Differentially Private Learning Needs Better Features", arXiv 2011.11660).
+Wavelets and scales are those of Kymatio with J = 2 scales and L = 8 angles.
+"""
+
+import functools
+import math
+import operator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ANGLES = 8
+COEFFICIENTS = 1 + 2 * ANGLES + ANGLES**2
+"""Numbers for each place of each channel: the blurred image, both scales at every angle, and the coarse scale of the fine one's moduli."""
+_SCALES, _LARGEST_GRID = 2, 8
+_PERIODS = range(-2, 3)
+
+
+def num_features(image_shape: tuple[int, int, int]) -> int:
+    """How many features `scattering` gives for images of shape (C, H, W), H = W."""
+    channels, size, _ = image_shape
+    return channels * COEFFICIENTS * min(_LARGEST_GRID, _padded(size) // 2**_SCALES) ** 2
+
+
+def scattering(images: Tensor) -> Tensor:
+    """Features float32 [N, F] of norm 1 of images float32 [N, C, H, W] in [-1, 1], H = W, each a function of its image alone.
+
+    Coefficients that one wavelet's moduli gave have mean 0 and variance 1 over the image, so that its contrast hardly counts.
+    """
+    count, _, size, _ = images.shape
+    if count == 0:
+        return torch.zeros(0, num_features(tuple(images.shape[1:])), device=images.device)  # which an FFT refuses
+    side = _padded(size)
+    before = (side - size) // 2
+    padded = functional.pad((images.float() + 1) / 2, (before, side - size - before) * 2, mode="reflect").flatten(end_dim=1)
+    fine, coarse, blur, blur_of_half = (filters.to(images.device) for filters in _filters(side))
+    spectrum = torch.fft.fft2(padded)
+    first = torch.fft.ifft2(spectrum[:, None] * fine).abs()
+    first_spectrum = torch.fft.fft2(first)
+    found = [
+        _sampled(spectrum[:, None] * blur, 4),
+        _sampled(first_spectrum * blur, 4),
+        _sampled(torch.fft.fft2(_moduli_of_half(spectrum[:, None] * coarse)) * blur_of_half, 2),
+        *(_sampled(torch.fft.fft2(_moduli_of_half(of_angle[:, None] * coarse)) * blur_of_half, 2) for of_angle in first_spectrum.unbind(dim=1)),
+    ]
+    return functional.normalize(torch.cat([_standardised(part) for part in found], dim=1).reshape(count, -1), dim=1)
+
+
+def _padded(size: int) -> int:
+    """The side of images that are mirrored at their borders by two pixels at least, a multiple of 8."""
+    return 8 * math.ceil((size + 4) / 8)
+
+
+def _standardised(part: Tensor) -> Tensor:
+    """Coefficients [N, c, g, g] of one kind on a grid of at most 8 x 8 places, with mean 0 and variance 1 over each image's."""
+    part = functional.adaptive_avg_pool2d(part, min(_LARGEST_GRID, part.shape[-1]))
+    return functional.layer_norm(part, part.shape[1:])
+
+
+def _moduli_of_half(spectrum: Tensor) -> Tensor:
+    """The moduli of every second value of the images float32 [..., n, n] with this spectrum: [..., n / 2, n / 2]."""
+    return torch.fft.ifft2(_folded(spectrum, 2) / 4).abs()
+
+
+def _sampled(spectrum: Tensor, every: int) -> Tensor:
+    """Each `every`-th value of the real images [..., n, n] with this spectrum."""
+    return torch.fft.ifft2(_folded(spectrum, every) / every**2).real
+
+
+def _folded(spectrum: Tensor, parts: int) -> Tensor:
+    """The sum [..., n / parts, n / parts] of the parts of a spectrum [..., n, n] that sampling lays on top of one another."""
+    rows = functools.reduce(operator.add, spectrum.chunk(parts, dim=-2))
+    return functools.reduce(operator.add, rows.chunk(parts, dim=-1))
+
+
+@functools.lru_cache(maxsize=8)
+def _filters(side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Real spectra for images of `side` pixels: fine and coarse wavelets float32 [8, n, n], the blur [n, n], and that for half as many pixels."""
+    fine, coarse = (torch.from_numpy(np.stack([_morlet(side, scale, angle) for angle in range(ANGLES)])) for scale in range(_SCALES))
+    blur = torch.from_numpy(_spectrum(_gabor(side, 0.8 * 2 ** (_SCALES - 1), 0.0, 0.0, 1.0)))
+    return fine, coarse, blur, _folded(blur, 2)
+
+
+def _morlet(side: int, scale: int, angle: int) -> np.ndarray:
+    """The spectrum of a Morlet wavelet: a plane wave in a Gaussian window, less as much of the window as makes its mean 0."""
+    direction, frequency, slant = (ANGLES // 2 - 1 - angle) * math.pi / ANGLES, 0.75 * math.pi / 2**scale, 4 / ANGLES
+    wave, window = (_gabor(side, 0.8 * 2**scale, direction, xi, slant) for xi in (frequency, 0.0))
+    return _spectrum(wave - wave.sum() / window.sum() * window)
+
+
+def _gabor(side: int, deviation: float, direction: float, frequency: float, slant: float) -> np.ndarray:
+    """A Gaussian window times a plane wave, complex [n, n], periodic: `deviation` along the wave, divided by `slant` across it."""
+    cos, sin = math.cos(direction), math.sin(direction)
+    total = np.zeros((side, side), dtype=complex)
+    for row in _PERIODS:
+        for column in _PERIODS:
+            y, x = np.mgrid[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            along, across = cos * y + sin * x, (cos * x - sin * y) * slant
+            total += np.exp(-(along**2 + across**2) / (2 * deviation**2) + 1j * frequency * along)
+    return total * slant / (2 * math.pi * deviation**2)
+
+
+def _spectrum(image: np.ndarray) -> np.ndarray:
+    return np.fft.fft2(image).real.astype(np.float32)

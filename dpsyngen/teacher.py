@@ -1,0 +1,67 @@
+"""The teacher: a linear classifier on scattering features that says which class an image shows, and the public directions it looks along."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpsyngen.scattering import num_features, scattering
+
+AT_ONCE = 250
+"""Images whose features are computed together: their wavelet coefficients stay in a core's cache, more or less."""
+_OFFSET = 3.0  # the last entry of what the classifier sees, about as long as the others together: it becomes the bias
+_SMALLEST = 1 / 300  # directions are divided by their deviation, but for those of less than this part of the largest variance
+
+
+class Directions(NamedTuple):
+    """Where programmatic images lie and how they differ, in features: mean float32 [F], and axes [F, k], each divided by its deviation."""
+
+    mean: Tensor
+    axes: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, components: int) -> "Directions":
+        """The main axes of images float32 [N, C, H, W] in [-1, 1] that are public, N > components."""
+        features = torch.cat([scattering(part) for part in images.split(AT_ONCE)])
+        mean = features.mean(dim=0)
+        centred = (features - mean).double()
+        variances, mixtures = torch.linalg.eigh(centred @ centred.T / len(images))  # of N x N, which has the same spectrum
+        variances, mixtures = variances.flip(0)[:components], mixtures.flip(1)[:, :components]
+        axes = centred.T @ mixtures / (variances * len(images)).clamp(min=1e-30).sqrt()
+        return cls(mean, (axes / (variances + _SMALLEST * variances[0]).sqrt()).float())
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the classifier sees of images float32 [N, C, H, W] in [-1, 1]: float32 [N, k + 1] of norm 1, each of its image alone."""
+        along = torch.cat([(scattering(part) - self.mean) @ self.axes for part in images.split(AT_ONCE)])
+        return functional.normalize(functional.pad(along, (0, 1), value=_OFFSET), dim=1)
+
+
+class Teacher(nn.Module):
+    """Linear on scattering features. Its weights are part of what a run releases; they are zero until they are set."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_features(image_shape), num_classes))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    def take_over(self, directions: Directions, weights: Tensor) -> None:
+        """Take over weights float32 [k + 1, num_classes] for what `directions` see: logits become those, but for a positive factor."""
+        weight = directions.axes @ weights[:-1]
+        self.weight.copy_(weight)
+        self.bias.copy_(_OFFSET * weights[-1] - directions.mean @ weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, num_classes] of images float32 [N, C, H, W] in [-1, 1]."""
+        return torch.cat([scattering(part) @ self.weight + self.bias for part in images.split(AT_ONCE)])
+
+    @torch.no_grad()
+    def classes_of(self, images: np.ndarray) -> np.ndarray:
+        """The class that each image uint8 [N, H, W, C] shows, int64 [N]."""
+        parts = np.split(images, range(AT_ONCE, len(images), AT_ONCE))
+        scaled = (torch.from_numpy(part).to(self.weight.device).movedim(-1, 1).float() / 127.5 - 1 for part in parts)
+        return torch.cat([self(part).argmax(dim=1) for part in scaled]).cpu().numpy()
