@@ -40,6 +40,7 @@ _replay = _in("test_replay.py")
 _custom = _in("test_custom_stages.py")
 _prototypes = _in("test_prototypes.py")
 _covariance = _in("test_covariance.py")
+_teacher = _in("test_teacher.py")
 _multiplicity = _in("test_multiplicity.py")
 _central = _in("test_central.py")
 _attempts = _in("test_attempts.py")
@@ -61,6 +62,7 @@ PLAN = "dpsyngen/privacy/plan.py"
 RANDOMNESS = "dpsyngen/privacy/randomness.py"
 MEANS = "dpsyngen/privacy/class_means.py"
 COVARIANCE = "dpsyngen/privacy/covariance.py"
+TEACHER = "dpsyngen/privacy/teacher.py"
 JOURNAL = "dpsyngen/privacy/journal.py"
 LEDGER = "dpsyngen/privacy/ledger.py"
 ACCOUNTING = "dpsyngen/privacy/accounting.py"
@@ -355,8 +357,8 @@ MUTATIONS = (
     ),
     Mutation(
         "covariance not paid for", 5, PLAN,
-        "*covariance * means_releases, sgd)",
-        "sgd)",
+        "beside += (GaussianMechanism(self.covariance.noise_multiplier, name=\"DP covariance\"),)",
+        "pass",
         _covariance("it_is_in_the_price"),
     ),
     Mutation(
@@ -370,6 +372,42 @@ MUTATIONS = (
         "noisy_sum(summed[\"vector\"].numpy(), self.noise_multiplier, rng, grid)",
         "noisy_sum(summed[\"vector\"].numpy(), 0.0, rng, grid)",
         _covariance("the_sum_has_noise"),
+    ),
+    Mutation(
+        "teacher not paid for", 5, PLAN,
+        "beside += (GaussianMechanism(self.teacher.noise_multiplier, name=\"DP teacher\", steps=self.teacher.steps),)",
+        "pass",
+        _teacher("it_is_in_the_price"),
+    ),
+    Mutation(
+        "only one step of the teacher paid for", 5, PLAN,
+        "name=\"DP teacher\", steps=self.teacher.steps)",
+        "name=\"DP teacher\")",
+        _teacher("it_is_in_the_price"),
+    ),
+    Mutation(
+        "teacher's gradients unclipped", 5, TEACHER,
+        "residuals / np.maximum(norms, 1.0)",
+        "residuals",
+        _teacher("an_image_moves_each_sum_by_at_most_one"),
+    ),
+    Mutation(
+        "teacher's non-finite features let through", 5, TEACHER,
+        "np.where(np.isfinite(features).all(axis=1, keepdims=True), features, 0.0)",
+        "features",
+        _teacher("an_image_moves_each_sum_by_at_most_one"),
+    ),
+    Mutation(
+        "teacher of exact gradients", 5, TEACHER,
+        "self.noise_multiplier, rng, grid) / self.expected_size",
+        "0.0, rng, grid) / self.expected_size",
+        _teacher("each_step_has_noise_of_its_own"),
+    ),
+    Mutation(
+        "teacher divided by the true size", 5, TEACHER,
+        "rng, grid) / self.expected_size",
+        "rng, grid) / max(1.0, seen)",
+        _teacher("the_sum_is_divided_by_the_declared_size"),
     ),
     Mutation(
         "prototypes see each image in all parts of its class", 5, MEANS,

@@ -330,13 +330,13 @@ def test_origin_is_public_json_and_tells_models_apart():
 
 
 def test_every_sampling_setting_reaches_the_sampler():
-    """Changing any one setting that should matter changes the images; the number asked for and the batch size don't."""
+    """Changing any one setting that should matter changes the images; the number asked for, attempts without a teacher and the batch size don't."""
     base = SamplingConfig(steps=6, s_churn=2.0, s_min=0.01, s_max=50.0)
     changes = {
         "sampler": "ddim", "steps": 7, "sigma_min": 0.1, "sigma_max": 60.0, "rho": 5.0, "s_churn": 1.0, "s_min": 5.0, "s_max": 4.0,
         "s_noise": 1.2, "guidance": 1.5,
     }  # fmt: skip
-    assert set(changes) | {"num_images", "batch_size"} == {field.name for field in dataclasses.fields(SamplingConfig)}
+    assert set(changes) | {"num_images", "attempts", "batch_size"} == {field.name for field in dataclasses.fields(SamplingConfig)}
     denoiser: Denoiser = gaussian
 
     def images(config: SamplingConfig) -> np.ndarray:
