@@ -67,10 +67,13 @@ def _directions(config: RunConfig, compute: Compute) -> Directions:
     """Of the programmatic images that the run's synthetic phase has, or would have."""
     synthetic, teacher = config.synthetic, config.teacher
     images = SyntheticImages(synthetic.family, synthetic.options, config.data.image_shape, config.seed)
-    return Directions.of(images.batch(range(teacher.images)).to(compute.device), teacher.components)
+    directions = Directions.of(images.batch(range(teacher.images)).to(compute.device), teacher.components)
+    compute.take_from_main(directions)  # an axis may point the other way on another machine
+    return directions
 
 
 def _seen(share: _Share, directions: Directions, compute: Compute) -> Iterator[tuple[Tensor, Tensor]]:
-    """The share's images as the teacher sees them, float32 [N, D] on the CPU, and their labels."""
-    for images, labels in tqdm(share, desc="teacher", unit="batch", disable=None if compute.is_main else True):
+    """The share's images as the teacher sees them, float32 [N, D] on the CPU, and their labels. How many there are isn't shown."""
+    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    for images, labels in tqdm(share, desc="teacher", bar_format=bar, disable=None if compute.is_main else True):
         yield directions.seen(images.to(compute.device)).cpu(), labels

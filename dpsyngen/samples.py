@@ -75,6 +75,7 @@ def describe_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
         "seed": config.seed,
         "sampling": sampling,
         "num_classes": config.data.num_classes,
+        "labels_checked_by_teacher": config.teacher.used,
         "precision": config.compute.precision,
         "model_sha256": model_sha256(model),
         "versions": {"dpsyngen": dpsyngen.__version__, "python": platform.python_version(), **versions},
