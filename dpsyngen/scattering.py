@@ -32,9 +32,9 @@ def scattering(images: Tensor) -> Tensor:
 
     Coefficients that one wavelet's moduli gave have mean 0 and variance 1 over the image, so that its contrast hardly counts.
     """
-    count, _, size, _ = images.shape
+    count, channels, size, _ = images.shape
     if count == 0:
-        return torch.zeros(0, num_features(tuple(images.shape[1:])), device=images.device)  # which an FFT refuses
+        return torch.zeros(0, num_features((channels, size, size)), device=images.device)  # which an FFT refuses
     side = _padded(size)
     before = (side - size) // 2
     padded = functional.pad((images.float() + 1) / 2, (before, side - size - before) * 2, mode="reflect").flatten(end_dim=1)
