@@ -179,7 +179,8 @@ def draw_classes(
     checked = np.flatnonzero(classes < num_classes)
     for attempt in range(1, config.attempts + 1):
         with torch.autocast(device.type, enabled=False):
-            labels[checked] = teacher.classes_of(images[checked])
+            said = teacher.classes_of(images[checked]) if rank == 0 else np.zeros(len(checked), dtype=np.int64)
+        labels[checked] = _of_main(said, device, processes)
         checked = checked[labels[checked] != classes[checked]]
         if len(checked) == 0 or attempt == config.attempts:
             break
@@ -247,6 +248,15 @@ def generate(
             images[first:last] = to_uint8(batch)
             bar.update(last - first)
     return images
+
+
+def _of_main(numbers: np.ndarray, device: torch.device, processes: int) -> np.ndarray:
+    """The main process's numbers, int64 [N], on every process, so that rounding on different devices can't part them."""
+    if processes == 1:
+        return numbers
+    sent = torch.from_numpy(numbers).to(device)
+    torch.distributed.broadcast(sent, src=0)
+    return sent.cpu().numpy()
 
 
 def _gather(batch: Tensor, processes: int) -> Tensor:

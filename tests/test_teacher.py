@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from running import call, launch_together, private_images, refusal, sample_main, small, train_main, weights
+from running import call, launch, launch_together, private_images, refusal, sample_main, small, train_main, weights
 from scipy.stats import kstest
 from torch import Tensor
 from torch.nn import functional
@@ -254,7 +254,7 @@ def test_a_run_with_a_teacher(tmp_path, monkeypatch, capsys) -> None:
     assert "teacher." in refused
 
 
-def test_two_processes_have_the_teacher_of_one(tmp_path) -> None:
+def test_two_processes_have_the_teacher_and_the_images_of_one(tmp_path) -> None:
     images = private_images(tmp_path / "images.npz", count=1200)
     arguments = small(images, *FLAGS, f"--privacy.unsafe_fixed_key={'ab' * 32}", "--data.expected_size=1200", "--compute.device=cpu")
     call(train_main, *arguments, "--run", tmp_path / "one")
@@ -265,3 +265,10 @@ def test_two_processes_have_the_teacher_of_one(tmp_path) -> None:
     one, two = (load(weights(tmp_path / name)) for name in ("one", "two"))
     for name in ("denoiser.teacher.weight", "denoiser.teacher.bias"):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5)
+    flags = ("--run", tmp_path / "one", "--num-images=30", "--compute.device=cpu", "--out")
+    for drawn in (launch("sample", *flags, tmp_path / "alone"), launch_together(2, "sample.py", *flags, tmp_path / "shared")):
+        assert drawn.returncode == 0, drawn.stderr
+    alone, shared = (np.load(tmp_path / name / "images.npz") for name in ("alone", "shared"))
+    np.testing.assert_array_equal(alone["labels"], shared["labels"])
+    np.testing.assert_array_equal(alone["images"], shared["images"])
+    assert (alone["labels"] != balanced_labels(30, 3)).any()
