@@ -22,10 +22,11 @@ from dpsyngen.compute import Compute
 from dpsyngen.config import DataConfig, PrivateConfig, RunConfig
 from dpsyngen.data import Dataset, load_held_out, load_test, load_train
 from dpsyngen.data.zip_directory import members
+from dpsyngen.denoiser import build_denoiser
 from dpsyngen.errors import InputError
+from dpsyngen.moments import release_moments
 from dpsyngen.privacy.plan import PrivacyPlan
 from dpsyngen.privacy.randomness import SecureStream
-from dpsyngen.training import _moments
 
 CLASSES = ("cat", "dog", "eel")
 SIZE = 8
@@ -421,15 +422,21 @@ def test_processes_share_the_images_of_the_class_means(tmp_path: Path) -> None:
     dataset = load_train(config_of("npy", path))
     config = RunConfig(data=config_of("npy", path, expected_size=2500), private=PrivateConfig(steps=1, epochs=None, batch_size=10))
     plan = PrivacyPlan.with_noise(config, 2500, 1.0)
-    means = [_moments(config, plan, Noise(), dataset, compute) for compute in (Compute(torch.device("cpu")),)]
+
+    def released(compute: Compute) -> torch.Tensor:
+        denoiser = build_denoiser(config)
+        release_moments(config, plan, Noise(), dataset, compute, denoiser)
+        return denoiser.class_means
+
+    means = [released(Compute(torch.device("cpu")))]
     for processes in (2, 5):  # three blocks of images, so some of five have none
         sent: list[dict[str, torch.Tensor]] = []
         for rank in range(1, processes):
             compute = Sums(rank, processes, [])
-            _moments(config, plan, Noise(), dataset, compute)
+            released(compute)
             sent.append(compute.own)
-        means.append(_moments(config, plan, Noise(), dataset, Sums(0, processes, sent)))
-    assert torch.equal(means[0][0].means, means[1][0].means) and torch.equal(means[0][0].means, means[2][0].means)
+        means.append(released(Sums(0, processes, sent)))
+    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
 
 
 # --- train.py ---

@@ -1,7 +1,7 @@
 """MNIST whose classes look alike: each training image turned, slanted and shrunk by chance.
 
     python -m benchmarks.utility.turned_mnist turned.npz
-    python train.py --config configs/mnist/dp_syngen.yaml --config configs/experiments/turned_mnist.yaml [--teacher.share 0.1] --run runs/turned
+    python train.py --config benchmarks/utility/turned_mnist.yaml [--teacher.share 0.1] --run runs/turned
     python sample.py --run runs/turned && python evaluate.py --run runs/turned
 
 What helps where classes look alike can be chosen on it without a look at other private images: the last 5,000 are kept out, as on MNIST.
