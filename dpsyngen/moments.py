@@ -39,7 +39,7 @@ def release_moments(
     if denoiser.teacher is not None:
         teacher = TeacherMechanism.from_config(config, size, 0.0) if plan is None else plan.teacher
         directions = _directions(config, compute)
-        weights = teacher.release(list(_seen(share, directions, compute)), noise, compute.sum_over_processes)  # type: ignore[union-attr]
+        weights = teacher.release(_seen(share, directions, compute), noise, compute.sum_over_processes)  # type: ignore[union-attr]
         denoiser.teacher.take_over(directions, weights.to(compute.device))
 
 

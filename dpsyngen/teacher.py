@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dpsyngen.data import to_unit_range
 from dpsyngen.scattering import num_features, scattering
 
 AT_ONCE = 250
@@ -63,5 +64,5 @@ class Teacher(nn.Module):
     def classes_of(self, images: np.ndarray) -> np.ndarray:
         """The class that each image uint8 [N, H, W, C] shows, int64 [N]."""
         parts = np.split(images, range(AT_ONCE, len(images), AT_ONCE))
-        scaled = (torch.from_numpy(part).to(self.weight.device).movedim(-1, 1).float() / 127.5 - 1 for part in parts)
+        scaled = (to_unit_range(part.transpose(0, 3, 1, 2)).to(self.weight.device) for part in parts)
         return torch.cat([self(part).argmax(dim=1) for part in scaled]).cpu().numpy()

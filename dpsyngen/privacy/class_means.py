@@ -120,7 +120,7 @@ class ClassMeansMechanism:
             scaled, weight = self.contributions(images)
             seen += len(images)
             if grid is not None:
-                scaled, weight = np.trunc(scaled * ((1 - MARGIN) / grid.step)), math.trunc(weight * (1 - MARGIN) / grid.step)
+                scaled, weight = on_grid(scaled, grid), float(on_grid(np.array(weight), grid))
             block = (labels if prototypes is None else nearest_prototypes(images, labels, prototypes, self.prototypes)).numpy()
             for which in np.unique(block):
                 sums[which] += scaled[block == which].sum(axis=0)
@@ -173,6 +173,11 @@ class ClassMeansMechanism:
     @property
     def _image_weight(self) -> float:
         return math.sqrt(1 - self.count_weight**2)
+
+
+def on_grid(contributions: np.ndarray, grid: Grid) -> np.ndarray:
+    """Contributions in units of the grid, whole ones: none is longer than the sensitivity."""
+    return np.trunc(contributions * ((1 - MARGIN) / grid.step))
 
 
 def noisy_sum(total: np.ndarray, noise_multiplier: float, rng: np.random.Generator | SecureStream, grid: Grid | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpsyngen.config import RunConfig
 from dpsyngen.hints import nearest_prototypes
-from dpsyngen.privacy.class_means import MARGIN, ClassMeans, noisy_sum
+from dpsyngen.privacy.class_means import ClassMeans, noisy_sum, on_grid
 from dpsyngen.privacy.randomness import SecureStream
 from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums
 
@@ -70,7 +70,7 @@ class CovarianceMechanism:
                 continue
             for part in np.split(z, range(_IMAGES_AT_ONCE, len(z), _IMAGES_AT_ONCE)):
                 products = part[:, upper[0]] * part[:, upper[1]] * weights
-                total[upper] += np.trunc(products * ((1 - MARGIN) / grid.step)).sum(axis=0)
+                total[upper] += on_grid(products, grid).sum(axis=0)
         vector = total[upper] if grid is not None else total[upper] * weights
         own = {"vector": torch.from_numpy(vector), "seen": torch.tensor([float(seen)], dtype=torch.float64)}
         summed = sum_over_processes(own)

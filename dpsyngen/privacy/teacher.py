@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpsyngen.config import RunConfig
-from dpsyngen.privacy.class_means import MARGIN, noisy_sum
+from dpsyngen.privacy.class_means import noisy_sum, on_grid
 from dpsyngen.privacy.randomness import SecureStream
 from dpsyngen.privacy.secure_noise import Grid, refuse_inexact_sums
 
@@ -74,7 +74,7 @@ class TeacherMechanism:
         for first in range(0, len(features), _IMAGES_AT_ONCE):
             some = slice(first, first + _IMAGES_AT_ONCE)
             gradients = features[some, :, None] * residuals[some, None]
-            total += np.trunc(gradients * ((1 - MARGIN) / grid.step)).sum(axis=0)
+            total += on_grid(gradients, grid).sum(axis=0)
         return total
 
     def contributions(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
