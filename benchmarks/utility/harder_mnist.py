@@ -4,9 +4,9 @@
     python train.py --config benchmarks/utility/turned_mnist.yaml [--teacher.share 0.1] --run runs/turned
     python sample.py --run runs/turned && python evaluate.py --run runs/turned
 
-`turned` turns, slants and shrinks each training image by chance, so that classes look alike. `faint` draws each digit into a patch of any shade, a little
-darker than that, so that outlines say nothing and all that tells classes apart has little contrast. Images keep MNIST's order: the last 5,000
-can be kept out, as on MNIST.
+`turned` turns, slants and shrinks each training image by chance, so that classes look alike. `faint` draws each digit into a patch
+of any shade, a little darker than that, so that outlines say nothing and all that tells classes apart has little contrast.
+Images keep MNIST's order: the last 5,000 can be kept out, as on MNIST.
 """
 
 import argparse
