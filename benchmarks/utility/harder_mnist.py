@@ -6,7 +6,7 @@
 
 `turned` turns, slants and shrinks each training image by chance, so that classes look alike. `faint` draws each digit into a patch
 of any shade, a little darker than that, so that outlines say nothing and all that tells classes apart has little contrast.
-Images keep MNIST's order: the last 5,000 can be kept out, as on MNIST.
+Its config is faint_mnist.yaml. Images keep MNIST's order: the last 5,000 can be kept out, as on MNIST.
 """
 
 import argparse
