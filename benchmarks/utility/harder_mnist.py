@@ -6,7 +6,11 @@
 
 `turned` turns, slants and shrinks each training image by chance, so that classes look alike. `faint` draws each digit into a patch
 of any shade, a little darker than that, so that outlines say nothing and all that tells classes apart has little contrast.
-Its config is faint_mnist.yaml. Images keep MNIST's order: the last 5,000 can be kept out, as on MNIST.
+Its config is faint_mnist.yaml. `mirrored` shows half of the images, by chance, as in a mirror, so that mirroring suits them:
+
+    python -m dpsyngen.sweep --cells configs/experiments/recipe.yaml --data.source npz --data.path mirrored.npz
+
+Images keep MNIST's order: the last 5,000 can be kept out, as on MNIST.
 """
 
 import argparse
@@ -40,13 +44,21 @@ def faint(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (255 * patch * (1 - contrast * image / 255)).round().astype(np.uint8)
 
 
+def mirrored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An image uint8 [28, 28], left and right exchanged with probability 1/2."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+HARDER = {"turned": turned, "faint": faint, "mirrored": mirrored}
+
+
 def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("how", choices=("turned", "faint"))
+    parser.add_argument("how", choices=HARDER)
     parser.add_argument("file", type=Path, help="an .npz file of images and labels, in MNIST's order")
     options = parser.parse_args()
-    harder, rng = {"turned": turned, "faint": faint}[options.how], np.random.default_rng(SEED)
+    harder, rng = HARDER[options.how], np.random.default_rng(SEED)
     data = load_train(DataConfig(source="mnist", num_classes=10))
     images, labels = data.read(np.arange(len(data)))
     shown = np.stack([harder(image, rng) for image in tqdm(images[:, 0], unit="image", disable=None)])
