@@ -5,9 +5,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from running import ROOT, TINY, call, evaluate_main, files, lines, private_images, refusal, sample_main, train_main
+from running import ROOT, TINY, call, evaluate_main, files, lines, private_images, refusal, sample_main, small, train_main
 from torch import nn
 
 from benchmarks.utility.__main__ import PAGE, RESULTS, ROWS, main
@@ -15,6 +16,7 @@ from benchmarks.utility.flops import cost_of
 from benchmarks.utility.page import BEGINS, ENDS, table
 from benchmarks.utility.results import read_results
 from benchmarks.utility.rows import read_rows
+from benchmarks.utility.teacher import main as teacher_main
 from dpsyngen.cli import read_config
 from dpsyngen.denoiser import build_denoiser
 from dpsyngen.noise_levels import karras_grid
@@ -192,3 +194,21 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(given, complaint, ti
 def test_bad_rows_are_refused_by_name(rows, complaint, tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.yaml").write_text(rows)
     assert complaint in refusal(main, monkeypatch, capsys, *tiny, "--list")
+
+
+def test_a_teacher_by_itself_is_right_where_labels_can_be_told(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 2400)
+    stripes = np.arange(8)[None, :, None] // np.array([1, 2, 4])[labels, None, None] % 2 * 200 + rng.integers(0, 40, (2400, 8, 8))
+    flags = ("--teacher.share=0.5", "--teacher.components=20", "--teacher.images=100", "--data.public=true", "--data.held_out=400",
+             "--data.expected_size=2000")  # fmt: skip
+    right = []
+    for name, shown in (("told", labels), ("untold", rng.permutation(labels))):
+        images = private_images(tmp_path / f"{name}.npz", images=stripes[..., None].astype(np.uint8), labels=shown)
+        call(teacher_main, *small(images, *flags))
+        printed = capsys.readouterr().out
+        assert printed.startswith("right about ")
+        right.append(float(printed.split()[2]))
+    assert right[0] > 95 and abs(right[1] - 100 / 3) < 10
+    for wrong in ("--teacher.share=0", "--data.public=false", "--data.held_out=0"):
+        assert refusal(teacher_main, monkeypatch, capsys, *small(images, *flags, wrong)).startswith(wrong[2:].split("=")[0])
