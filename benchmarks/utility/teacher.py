@@ -38,13 +38,12 @@ def accuracies(config: RunConfig, seeds: int = _SEEDS) -> list[float]:
         raise InputError("data.held_out: expected more than 0, the training images that the teacher is asked about")
     private, held_out = load_train(data), load_held_out(data)
     mechanism = PrivacyPlan.with_noise(config, data.expected_size or len(private), 0.0).teacher
-    assert mechanism is not None  # it is used
     programmatic = SyntheticImages(config.synthetic.family, config.synthetic.options, data.image_shape, config.seed)
     directions = Directions.of(programmatic.batch(range(settings.images)), settings.components)
     seen = [(directions.seen(images), labels) for images, labels in map(private.batch, _parts(private))]
     teacher, right = Teacher(data.image_shape, data.num_classes), []
     for seed in range(seeds):
-        teacher.take_over(directions, mechanism.release(seen, np.random.default_rng(seed)))
+        teacher.take_over(directions, mechanism.release(seen, np.random.default_rng(seed)))  # type: ignore[union-attr]  # it is used
         right.append(float((teacher.classes_of(held_out.images.transpose(0, 2, 3, 1)) == held_out.labels).mean()))
     return right
 
