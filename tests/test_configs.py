@@ -41,7 +41,7 @@ def names(path: Path) -> str:
 def test_both_datasets_have_every_variant():
     expected = {f"{variant}.yaml" for variant in get_args(Variant) if variant != "custom"} | {"dp_syngen.yaml"}
     for dataset in DATASETS:
-        assert {path.name for path in WHOLE if path.parent.name == dataset} == expected
+        assert {path.name for path in WHOLE if path.parent.name == dataset and "-" not in path.stem} == expected
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
@@ -53,10 +53,11 @@ def test_every_file_says_what_it_is_and_where_its_numbers_are_from(path):
 
 @pytest.mark.parametrize("path", WHOLE, ids=names)
 def test_every_run_loads_and_is_what_its_name_says(path, tmp_path):
-    config = load(path)
+    config, (recipe, _, epsilon) = load(path), path.stem.partition("-")
     assert config.name == f"{path.parent.name}_{path.stem}"
     assert config.data.source == path.parent.name
-    assert config.stages.variant == ("finetune_context" if path.stem == "dp_syngen" else path.stem)
+    assert config.stages.variant == ("finetune_context" if recipe == "dp_syngen" else recipe)
+    assert not epsilon or config.privacy.epsilon == EPSILONS[epsilon]
     make_generator(config.synthetic.family, config.data.channels, config.data.image_size, **config.synthetic.options)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert read_config([tmp_path / "config.yaml"]) == config
