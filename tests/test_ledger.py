@@ -242,6 +242,7 @@ train.main({[*arguments, str(run)]!r})
 
 
 def test_another_number_of_processes_is_charged(run, images):
+    assert fingerprint("d", "c", torch.device("cpu"), 1) != fingerprint("d", "c", torch.device("cpu"), 2)
     command = [sys.executable, *LAUNCHER, ROOT / "train.py", *small(images, *TEN), "--run", run]
     subprocess.run([str(part) for part in command], check=True, env=ENVIRONMENT, capture_output=True)
     assert outcome(run) == CHARGED
