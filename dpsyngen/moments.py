@@ -38,9 +38,24 @@ def release_moments(
         denoiser.set_modes(*(tensor.to(compute.device) for tensor in modes))
     if denoiser.teacher is not None:
         teacher = TeacherMechanism.from_config(config, size, 0.0) if plan is None else plan.teacher
-        directions = _directions(config, compute)
-        weights = teacher.release(_seen(share, directions, compute), noise, compute.sum_over_processes)  # type: ignore[union-attr]
+        directions, seen = seen_by_teacher(config, dataset, compute)
+        weights = teacher.release(seen, noise, compute.sum_over_processes)  # type: ignore[union-attr]
         denoiser.teacher.take_over(directions, weights.to(compute.device))
+
+
+def seen_by_teacher(config: RunConfig, dataset: Dataset, compute: Compute) -> tuple[Directions, Iterator[tuple[Tensor, Tensor]]]:
+    """The directions along which a run's teacher looks, and what it sees: batches of features float32 [N, D] on the CPU and labels int64 [N].
+
+    The directions are those of the programmatic images that the run's synthetic phase has, or would have. The processes share the images of
+    the dataset, and how many there are isn't shown.
+    """
+    synthetic, teacher = config.synthetic, config.teacher
+    programmatic = SyntheticImages(synthetic.family, synthetic.options, config.data.image_shape, config.seed)
+    directions = Directions.of(programmatic.batch(range(teacher.images)).to(compute.device), teacher.components)
+    compute.take_from_main(directions)  # an axis may point the other way on another machine
+    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    batches = tqdm(_Share(dataset, compute), desc="teacher", bar_format=bar, disable=None if compute.is_main else True)
+    return directions, ((directions.seen(images.to(compute.device)).cpu(), labels) for images, labels in batches)
 
 
 @dataclass(frozen=True)
@@ -62,18 +77,3 @@ class _Share:
         """Numbers of blocks of 1,000 images; one for each process, though it may be empty."""
         return self.compute.share(max(self.compute.processes, -(-len(self.dataset) // 1000)))
 
-
-def _directions(config: RunConfig, compute: Compute) -> Directions:
-    """Of the programmatic images that the run's synthetic phase has, or would have."""
-    synthetic, teacher = config.synthetic, config.teacher
-    images = SyntheticImages(synthetic.family, synthetic.options, config.data.image_shape, config.seed)
-    directions = Directions.of(images.batch(range(teacher.images)).to(compute.device), teacher.components)
-    compute.take_from_main(directions)  # an axis may point the other way on another machine
-    return directions
-
-
-def _seen(share: _Share, directions: Directions, compute: Compute) -> Iterator[tuple[Tensor, Tensor]]:
-    """The share's images as the teacher sees them, float32 [N, D] on the CPU, and their labels. How many there are isn't shown."""
-    bar = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    for images, labels in tqdm(share, desc="teacher", bar_format=bar, disable=None if compute.is_main else True):
-        yield directions.seen(images.to(compute.device)).cpu(), labels

@@ -7,7 +7,6 @@ Wavelets and scales are those of Kymatio with J = 2 scales and L = 8 angles.
 
 import functools
 import math
-import operator
 
 import numpy as np
 import torch
@@ -37,16 +36,14 @@ def scattering(images: Tensor) -> Tensor:
         return torch.zeros(0, num_features((channels, size, size)), device=images.device)  # which an FFT refuses
     side = _padded(size)
     before = (side - size) // 2
-    padded = functional.pad((images.float() + 1) / 2, (before, side - size - before) * 2, mode="reflect").flatten(end_dim=1)
+    padded = functional.pad((images.float() + 1) / 2, (before, side - size - before) * 2, mode="reflect").flatten(end_dim=1)[:, None]
     fine, coarse, blur, blur_of_half = (filters.to(images.device) for filters in _filters(side))
-    spectrum = torch.fft.fft2(padded)
-    first = torch.fft.ifft2(spectrum[:, None] * fine).abs()
-    first_spectrum = torch.fft.fft2(first)
+    first = _moduli(padded, fine, 1)
     found = [
-        _sampled(spectrum[:, None] * blur, 4),
-        _sampled(first_spectrum * blur, 4),
-        _sampled(torch.fft.fft2(_moduli_of_half(spectrum[:, None] * coarse)) * blur_of_half, 2),
-        *(_sampled(torch.fft.fft2(_moduli_of_half(of_angle[:, None] * coarse)) * blur_of_half, 2) for of_angle in first_spectrum.unbind(dim=1)),
+        _blurred(padded, blur),
+        _blurred(first, blur),
+        _blurred(_moduli(padded, coarse, 2), blur_of_half),
+        *(_blurred(_moduli(of_angle[:, None], coarse, 2), blur_of_half) for of_angle in first.unbind(dim=1)),
     ]
     return functional.normalize(torch.cat([_standardised(part) for part in found], dim=1).reshape(count, -1), dim=1)
 
@@ -58,32 +55,42 @@ def _padded(size: int) -> int:
 
 def _standardised(part: Tensor) -> Tensor:
     """Coefficients [N, c, g, g] of one kind on a grid of at most 8 x 8 places, with mean 0 and variance 1 over each image's."""
-    part = functional.adaptive_avg_pool2d(part, min(_LARGEST_GRID, part.shape[-1]))
+    part = functional.adaptive_avg_pool2d(part, _LARGEST_GRID) if part.shape[-1] > _LARGEST_GRID else part
     return functional.layer_norm(part, part.shape[1:])
 
 
-def _moduli_of_half(spectrum: Tensor) -> Tensor:
-    """The moduli of every second value of the images float32 [..., n, n] with this spectrum: [..., n / 2, n / 2]."""
-    return torch.fft.ifft2(_folded(spectrum, 2) / 4).abs()
+def _moduli(images: Tensor, wavelets: Tensor, every: int) -> Tensor:
+    """The moduli of each `every`-th wavelet coefficient of images float32 [N, 1, n, n]: [N, 8, n / every, n / every]."""
+    spectra = torch.view_as_real(torch.fft.fft2(images))  # a product of real with complex numbers would take the real ones for complex
+    kept = wavelets.shape[-2] // every
+    total = torch.zeros(len(images), len(wavelets), kept, kept, 2, device=images.device)
+    for rows in range(every):
+        for columns in range(every):  # sampling lays these parts of a spectrum on top of one another
+            part = (..., slice(rows * kept, (rows + 1) * kept), slice(columns * kept, (columns + 1) * kept), slice(None))
+            total.addcmul_(spectra[part], wavelets[part])
+    squares = torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(total))).square()
+    return (squares[..., 0] + squares[..., 1]).sqrt_()  # a fifth of the time of abs, which guards against overflow
 
 
-def _sampled(spectrum: Tensor, every: int) -> Tensor:
-    """Each `every`-th value of the real images [..., n, n] with this spectrum."""
-    return torch.fft.ifft2(_folded(spectrum, every) / every**2).real
-
-
-def _folded(spectrum: Tensor, parts: int) -> Tensor:
-    """The sum [..., n / parts, n / parts] of the parts of a spectrum [..., n, n] that sampling lays on top of one another."""
-    rows = functools.reduce(operator.add, spectrum.chunk(parts, dim=-2))
-    return functools.reduce(operator.add, rows.chunk(parts, dim=-1))
+def _blurred(images: Tensor, blur: Tensor) -> Tensor:
+    """Images float32 [..., n, n] under a Gaussian that is `blur` float32 [g, n] along either axis: [..., g, g]."""
+    return blur @ images @ blur.T
 
 
 @functools.lru_cache(maxsize=8)
 def _filters(side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Real spectra for images of `side` pixels: fine and coarse wavelets float32 [8, n, n], the blur [n, n], and that for half as many pixels."""
+    """For images of `side` pixels: spectra of fine and coarse wavelets, real, each value twice, float32 [8, n, n, 2], those of the coarse ones a
+    quarter of what they are, as sampling has it; the blur that leaves every fourth pixel [n / 4, n], and that for every second of half as many."""
     fine, coarse = (torch.from_numpy(np.stack([_morlet(side, scale, angle) for angle in range(ANGLES)])) for scale in range(_SCALES))
-    blur = torch.from_numpy(_spectrum(_gabor(side, 0.8 * 2 ** (_SCALES - 1), 0.0, 0.0, 1.0)))
-    return fine, coarse, blur, _folded(blur, 2)
+    along = _gabor(side, 0.8 * 2 ** (_SCALES - 1), 0.0, 0.0, 1.0).real.sum(axis=0)  # a Gaussian in the plane is the product of two along its axes
+    distances = np.arange(side)[None, :] - np.arange(0, side, 2**_SCALES)[:, None]
+    blur = torch.from_numpy(along[distances % side] / along.sum()).float()
+    return _twice(fine), _twice(coarse / 4), blur, 2 * blur[:, ::2]
+
+
+def _twice(spectra: Tensor) -> Tensor:
+    """Each value for a real and an imaginary part."""
+    return spectra[..., None].expand(*spectra.shape, 2).contiguous()
 
 
 def _morlet(side: int, scale: int, angle: int) -> np.ndarray:

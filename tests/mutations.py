@@ -393,8 +393,8 @@ MUTATIONS = (
     ),
     Mutation(
         "teacher's non-finite features let through", 5, TEACHER,
-        "np.where(np.isfinite(features).all(axis=1, keepdims=True), features, 0.0)",
-        "features",
+        "np.where(np.isfinite(exact).all(axis=1, keepdims=True), exact, 0.0)",
+        "exact",
         _teacher("an_image_moves_each_sum_by_at_most_one"),
     ),
     Mutation(

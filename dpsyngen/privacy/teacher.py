@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,15 +49,15 @@ class TeacherMechanism:
 
         Spends the mechanism once. Processes and noise as for class means.
         """
-        own = list(batches)
-        dimension = own[0][0].shape[1]
+        own = [_Seen.of(features, labels) for features, labels in batches]
+        dimension = own[0].features.shape[1]
         weights, velocity = np.zeros((dimension, self.num_classes)), np.zeros((dimension, self.num_classes))
         grid = Grid.of(self.noise_multiplier, 1.0) if isinstance(rng, SecureStream) else None
         for _ in range(self.steps):
             total = np.zeros_like(weights)
-            for features, labels in own:
-                total += self._sum(features.double().numpy(), labels.numpy(), weights, grid)
-            seen = float(sum(len(labels) for _, labels in own))
+            for images in own:
+                total += self._sum(images, weights, grid)
+            seen = float(sum(len(images.labels) for images in own))
             shared = sum_over_processes({"gradient": torch.from_numpy(total), "seen": torch.tensor([seen], dtype=torch.float64)})
             if grid is not None:
                 refuse_inexact_sums(int(shared["seen"]))
@@ -65,27 +66,38 @@ class TeacherMechanism:
             weights = weights - self.learning_rate * velocity
         return torch.from_numpy(weights).float()
 
-    def _sum(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray, grid: Grid | None) -> np.ndarray:
+    def _sum(self, images: "_Seen", weights: np.ndarray, grid: Grid | None) -> np.ndarray:
         """The clipped gradients of images added up, float64 [D, num_classes]; in units of the grid, each truncated to it, if there is one."""
-        features, residuals = self.contributions(features, labels, weights)
+        residuals = images.residuals(weights)
         if grid is None:
-            return features.T @ residuals
+            return (residuals.T @ images.features).T  # a third faster than the product the other way round
         total = np.zeros_like(weights)
-        for first in range(0, len(features), _IMAGES_AT_ONCE):
+        for first in range(0, len(residuals), _IMAGES_AT_ONCE):
             some = slice(first, first + _IMAGES_AT_ONCE)
-            gradients = features[some, :, None] * residuals[some, None]
+            gradients = images.features[some, :, None] * residuals[some, None]
             total += on_grid(gradients, grid).sum(axis=0)
         return total
 
-    def contributions(self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What images add, as two factors float64 [N, D] and [N, num_classes] of which each image's outer product has norm at most 1.
 
-        An image whose features aren't finite adds nothing.
-        """
-        features = np.where(np.isfinite(features).all(axis=1, keepdims=True), features, 0.0)
-        logits = features @ weights
+class _Seen(NamedTuple):
+    """Images as every step needs them: features float64 [N, D] and their lengths [N, 1], labels int64 [N]."""
+
+    features: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor) -> "_Seen":
+        """Of float32 [N, D] and int64 [N]. An image whose features aren't finite has none, so that it adds nothing."""
+        exact = features.double().numpy()
+        exact = np.where(np.isfinite(exact).all(axis=1, keepdims=True), exact, 0.0)
+        return cls(exact, np.linalg.norm(exact, axis=1, keepdims=True), labels.numpy())
+
+    def residuals(self, weights: np.ndarray) -> np.ndarray:
+        """The other factor of what images add, float64 [N, num_classes]: the outer product of each with its features has norm at most 1."""
+        logits = self.features @ weights
         likelihoods = np.exp(logits - logits.max(axis=1, keepdims=True))
         residuals = likelihoods / likelihoods.sum(axis=1, keepdims=True)
-        residuals[np.arange(len(labels)), labels] -= 1
-        norms = np.linalg.norm(features, axis=1, keepdims=True) * np.linalg.norm(residuals, axis=1, keepdims=True)
-        return features, residuals / np.maximum(norms, 1.0)
+        residuals[np.arange(len(residuals)), self.labels] -= 1
+        norms = self.lengths * np.linalg.norm(residuals, axis=1, keepdims=True)
+        return residuals / np.maximum(norms, 1.0)
