@@ -47,7 +47,7 @@ class HalfDropout(nn.Module):
 class Classifier(nn.Module):
     """A trunk that gives features, and a linear head.
 
-    The trunk computes in bfloat16 where the CPU has matrix units for it; the head always in float32, where logits don't tie.
+    The trunk computes in bfloat16 where the CPU has instructions for it; the head always in float32, where logits don't tie.
     """
 
     def __init__(self, trunk: nn.Module, num_features: int, num_classes: int) -> None:
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """float32 [N, C, H, W] in [-1, 1] to penultimate features float32 [N, F]."""
-        bfloat16 = x.device.type == "cpu" and _has_bfloat16_matrix_units()
+        bfloat16 = x.device.type == "cpu" and _has_bfloat16()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             return self.trunk(x.contiguous(memory_format=torch.channels_last)).float()
 
@@ -68,9 +68,9 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-def _has_bfloat16_matrix_units() -> bool:
+def _has_bfloat16() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch can't tell
-    return bool(capabilities.get("amx_bf16", False))
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def build_classifier(kind: str, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
