@@ -76,4 +76,3 @@ class _Share:
     def _blocks(self) -> range:
         """Numbers of blocks of 1,000 images; one for each process, though it may be empty."""
         return self.compute.share(max(self.compute.processes, -(-len(self.dataset) // 1000)))
-
