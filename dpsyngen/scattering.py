@@ -38,12 +38,13 @@ def scattering(images: Tensor) -> Tensor:
     before = (side - size) // 2
     padded = functional.pad((images.float() + 1) / 2, (before, side - size - before) * 2, mode="reflect").flatten(end_dim=1)[:, None]
     fine, coarse, blur, blur_of_half = (filters.to(images.device) for filters in _filters(side))
-    first = _moduli(padded, fine, 1)
+    spectrum = torch.fft.fft2(padded)
+    first = _moduli(spectrum, fine, 1)
     found = [
         _blurred(padded, blur),
         _blurred(first, blur),
-        _blurred(_moduli(padded, coarse, 2), blur_of_half),
-        *(_blurred(_moduli(of_angle[:, None], coarse, 2), blur_of_half) for of_angle in first.unbind(dim=1)),
+        _blurred(_moduli(spectrum, coarse, 2), blur_of_half),
+        *(_blurred(_moduli(torch.fft.fft2(of_angle[:, None]), coarse, 2), blur_of_half) for of_angle in first.unbind(dim=1)),
     ]
     return functional.normalize(torch.cat([_standardised(part) for part in found], dim=1).reshape(count, -1), dim=1)
 
@@ -59,11 +60,11 @@ def _standardised(part: Tensor) -> Tensor:
     return functional.layer_norm(part, part.shape[1:])
 
 
-def _moduli(images: Tensor, wavelets: Tensor, every: int) -> Tensor:
-    """The moduli of each `every`-th wavelet coefficient of images float32 [N, 1, n, n]: [N, 8, n / every, n / every]."""
-    spectra = torch.view_as_real(torch.fft.fft2(images))  # a product of real with complex numbers would take the real ones for complex
+def _moduli(spectra: Tensor, wavelets: Tensor, every: int) -> Tensor:
+    """The moduli of each `every`-th wavelet coefficient of images with spectra complex64 [N, 1, n, n]: [N, 8, n / every, n / every]."""
+    spectra = torch.view_as_real(spectra)  # a product of real with complex numbers would take the real ones for complex
     kept = wavelets.shape[-2] // every
-    total = torch.zeros(len(images), len(wavelets), kept, kept, 2, device=images.device)
+    total = torch.zeros(len(spectra), len(wavelets), kept, kept, 2, device=spectra.device)
     for rows in range(every):
         for columns in range(every):  # sampling lays these parts of a spectrum on top of one another
             part = (..., slice(rows * kept, (rows + 1) * kept), slice(columns * kept, (columns + 1) * kept), slice(None))
