@@ -183,6 +183,7 @@ class RoutedDenoiser(nn.Module):
         self.null_label = denoisers[0].null_label
         self.hinted = denoisers[0].hinted
         self.prototypes = denoisers[0].prototypes
+        self.sigma_data = denoisers[0].sigma_data
         self.teacher: Teacher | None = None
 
     def expert(self, name: str) -> Denoiser:

@@ -27,7 +27,7 @@ def write_preview(progress: Progress, averaged: Denoiser | RoutedDenoiser, confi
     """
     classes, compute = min(config.data.num_classes, CLASSES), progress.compute
     labels = np.repeat(np.arange(classes), IMAGES_PER_CLASS) if classes else np.zeros(50, dtype=np.int64)
-    quick = replace(config.sampling, sampler="ddim", s_churn=0.0, attempts=1, steps=min(config.sampling.steps, MOST_STEPS))
+    quick = replace(config.sampling, sampler="ddim", s_churn=0.0, attempts=1, teacher_guidance=0.0, steps=min(config.sampling.steps, MOST_STEPS))
     file = progress.run.previews / f"{progress.phase}-{progress.step:06d}.png"
     try:
         with compute.autocast():

@@ -22,10 +22,8 @@ from dpsyngen.data import to_uint8
 from dpsyngen.denoiser import Denoiser as ConditionalDenoiser
 from dpsyngen.denoiser import RoutedDenoiser
 from dpsyngen.errors import InputError
+from dpsyngen.guidance import Denoiser, guided, guided_by
 from dpsyngen.noise_levels import karras_grid
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""denoiser(x float32 [N, C, H, W], sigma float32 [N], labels int64 [N]) -> float32 [N, C, H, W], an estimate of E[x0 | x]."""
 
 
 def _denoise(denoiser: Denoiser, x: Tensor, sigma: float, labels: Tensor) -> Tensor:
@@ -75,25 +73,6 @@ def heun(
         else:
             x = euler
     return x
-
-
-def guided(denoiser: Denoiser, scale: float, null_label: int) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): D_null + scale (D_y - D_null), as a denoiser.
-
-    Scale 1 is the denoiser itself and 0 the unconditional one, at no extra cost; any other scale takes one doubled batch.
-    """
-
-    def unconditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        return denoiser(x, sigma, torch.full_like(labels, null_label))
-
-    def extrapolated(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        both = torch.cat([labels, torch.full_like(labels, null_label)])
-        conditional, null = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-        return null + scale * (conditional - null)
-
-    if scale == 1:
-        return denoiser
-    return unconditional if scale == 0 else extrapolated
 
 
 def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
@@ -172,8 +151,10 @@ def draw_classes(
         call: What is called in the denoiser's place, if it is the denoiser in another form.
     """
     conditions, num_labels = denoiser.conditions_to_draw(classes), denoiser.null_label if num_classes else 0
-    images = generate(call or denoiser, config, conditions, seed, image_shape, num_labels, device, progress, rank, processes)
-    labels, teacher = classes.copy(), denoiser.teacher
+    labels, teacher, drawing = classes.copy(), denoiser.teacher, call or denoiser
+    if teacher is not None:
+        drawing = guided_by(teacher, drawing, config, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
+    images = generate(drawing, config, conditions, seed, image_shape, num_labels, device, progress, rank, processes)
     if teacher is None:
         return images, labels
     checked = np.flatnonzero(classes < num_classes)
@@ -185,7 +166,7 @@ def draw_classes(
         if len(checked) == 0 or attempt == config.attempts:
             break
         images[checked] = generate(
-            call or denoiser, config, conditions[checked], seed, image_shape, num_labels, device, progress, rank, processes,
+            drawing, config, conditions[checked], seed, image_shape, num_labels, device, progress, rank, processes,
             indices=checked, attempt=attempt,
         )  # fmt: skip
     return images, labels

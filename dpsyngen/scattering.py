@@ -17,6 +17,7 @@ ANGLES = 8
 COEFFICIENTS = 1 + 2 * ANGLES + ANGLES**2
 """Numbers for each place of each channel: the blurred image, both scales at every angle, and the coarse scale of the fine one's moduli."""
 _SCALES, _LARGEST_GRID = 2, 8
+_SMALLEST_SQUARE = 1e-12  # of a modulus, whose slope is infinite at 0
 _PERIODS = range(-2, 3)
 
 
@@ -70,7 +71,7 @@ def _moduli(spectra: Tensor, wavelets: Tensor, every: int) -> Tensor:
             part = (..., slice(rows * kept, (rows + 1) * kept), slice(columns * kept, (columns + 1) * kept), slice(None))
             total.addcmul_(spectra[part], wavelets[part])
     squares = torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(total))).square()
-    return (squares[..., 0] + squares[..., 1]).sqrt_()  # a fifth of the time of abs, which guards against overflow
+    return (squares[..., 0] + squares[..., 1]).add_(_SMALLEST_SQUARE).sqrt_()  # a fifth of the time of abs, which guards against overflow
 
 
 def _blurred(images: Tensor, blur: Tensor) -> Tensor:

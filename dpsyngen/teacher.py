@@ -1,5 +1,6 @@
 """The teacher: a linear classifier on scattering features that says which class an image shows, and the public directions it looks along."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from dpsyngen.scattering import num_features, scattering
 AT_ONCE = 250
 """Images whose features are computed together: their wavelet coefficients stay in a core's cache, more or less."""
 _OFFSET = 3.0  # the last entry of what the classifier sees, about as long as the others together: it becomes the bias
+_LENGTH = math.sqrt(2) * _OFFSET  # about that of what the classifier sees before it is scaled to norm 1, by which its logits differ from a `Teacher`'s
 _SMALLEST = 1 / 300  # directions are divided by their deviation, but for those of less than this part of the largest variance
 
 
@@ -59,6 +61,33 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, num_classes] of images float32 [N, C, H, W] in [-1, 1]."""
         return torch.cat([scattering(part) @ self.weight + self.bias for part in images.split(AT_ONCE)])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it knows."""
+        return len(self.bias)
+
+    @torch.enable_grad()
+    def evidence(self, images: Tensor, classes: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient of ln p(class | image) by the image: which way images show their classes more clearly.
+
+        p is the softmax of the logits divided by the temperature; at 1 it is about what descent made likely. The larger it is, the longer
+        there is a slope where the teacher is sure already.
+
+        Args:
+            images: float32 [N, C, H, W] in [-1, 1].
+            classes: int64 [N] in [0, num_classes).
+            temperature: > 0.
+        Returns:
+            float32 [N, C, H, W], of each image by itself.
+        """
+        gradients: list[Tensor] = []
+        with torch.autocast(images.device.type, enabled=False):
+            for part, own in zip(images.detach().float().split(AT_ONCE), classes.split(AT_ONCE), strict=True):
+                leaf = part.clone().requires_grad_()
+                likelihoods = functional.log_softmax(self(leaf) / (temperature * _LENGTH), dim=1)
+                gradients += torch.autograd.grad(likelihoods.gather(1, own[:, None]).sum(), leaf)
+        return torch.cat(gradients)
 
     @torch.no_grad()
     def classes_of(self, images: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dpsyngen.config import DataConfig, RunConfig, SamplingConfig
 from dpsyngen.errors import InputError
+from dpsyngen.guidance import Denoiser, guided
 from dpsyngen.noise_levels import karras_grid
 from dpsyngen.samples import describe_origin, model_sha256, read_samples, sample_grid, write_samples
-from dpsyngen.sampling import Denoiser, balanced_labels, ddim, generate, guided, heun, image_noise
+from dpsyngen.sampling import balanced_labels, ddim, generate, heun, image_noise
 
 CPU = torch.device("cpu")
 MEANS = torch.tensor([-0.4, 0.0, 0.3, 0.05])  # of three classes and the null class
@@ -330,13 +331,14 @@ def test_origin_is_public_json_and_tells_models_apart():
 
 
 def test_every_sampling_setting_reaches_the_sampler():
-    """Changing any one setting that should matter changes the images; the number asked for, attempts without a teacher and the batch size don't."""
+    """Changing any one setting that should matter changes the images; the number asked for, what a teacher does, and the batch size don't."""
     base = SamplingConfig(steps=6, s_churn=2.0, s_min=0.01, s_max=50.0)
     changes = {
         "sampler": "ddim", "steps": 7, "sigma_min": 0.1, "sigma_max": 60.0, "rho": 5.0, "s_churn": 1.0, "s_min": 5.0, "s_max": 4.0,
         "s_noise": 1.2, "guidance": 1.5,
     }  # fmt: skip
-    assert set(changes) | {"num_images", "attempts", "batch_size"} == {field.name for field in dataclasses.fields(SamplingConfig)}
+    of_a_teacher = {"attempts", "teacher_guidance", "teacher_temperature", "teacher_range"}
+    assert set(changes) | of_a_teacher | {"num_images", "batch_size"} == {field.name for field in dataclasses.fields(SamplingConfig)}
     denoiser: Denoiser = gaussian
 
     def images(config: SamplingConfig) -> np.ndarray:

@@ -226,7 +226,8 @@ def test_images_are_drawn_until_the_teacher_agrees() -> None:
     np.testing.assert_array_equal(draw_classes(denoiser, settings, np.full(4, 3), 5, (1, 8, 8), 3, CPU)[1], [3] * 4)  # no class, no check
 
 
-FLAGS = ("--teacher.share=0.2", "--teacher.steps=4", "--teacher.components=6", "--teacher.images=20", "--sampling.attempts=3")
+FLAGS = ("--teacher.share=0.2", "--teacher.steps=4", "--teacher.components=6", "--teacher.images=20", "--sampling.attempts=3",
+         "--sampling.teacher_guidance=2")  # fmt: skip
 
 
 def test_a_run_with_a_teacher(tmp_path, monkeypatch, capsys) -> None:

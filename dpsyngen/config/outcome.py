@@ -38,6 +38,12 @@ class SamplingConfig:
     attempts: int = 4
     """Where there is a teacher: how often an image is drawn, at most, until the teacher takes it for its class; after that it gets the label that
     the teacher gives it."""
+    teacher_guidance: float = 0.0
+    """Where there is a teacher: the scale of guidance by it, towards images that show their class more clearly; 0 for none."""
+    teacher_temperature: float = 2.0
+    """What the teacher's logits are divided by when it guides: the larger it is, the further it goes on where it is sure already."""
+    teacher_range: tuple[float, float] = (-3.0, 0.5)
+    """The range of ln sigma in which it guides."""
     batch_size: int = 500
     """Images computed together; changes nothing but rounding."""
 
@@ -51,6 +57,10 @@ class SamplingConfig:
         require(self.s_noise > 0, "sampling.s_noise", "a number > 0", self.s_noise)
         require(self.guidance >= 0, "sampling.guidance", "a number >= 0", self.guidance)
         require(self.attempts >= 1, "sampling.attempts", "an integer >= 1", self.attempts)
+        require(0 <= self.teacher_guidance < inf, "sampling.teacher_guidance", "a number >= 0", self.teacher_guidance)
+        require(0 < self.teacher_temperature < inf, "sampling.teacher_temperature", "a number > 0", self.teacher_temperature)
+        low, high = self.teacher_range
+        require(low < high, "sampling.teacher_range", "two numbers, the first below the second", self.teacher_range)
         require(self.num_images >= 1, "sampling.num_images", "an integer >= 1", self.num_images)
         require(self.batch_size >= 1, "sampling.batch_size", "an integer >= 1", self.batch_size)
 
