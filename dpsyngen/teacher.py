@@ -14,7 +14,7 @@ from dpsyngen.scattering import num_features, scattering
 AT_ONCE = 250
 """Images whose features are computed together: their wavelet coefficients stay in a core's cache, more or less."""
 _OFFSET = 3.0  # the last entry of what the classifier sees, about as long as the others together: it becomes the bias
-_LENGTH = math.sqrt(2) * _OFFSET  # about that of what the classifier sees before it is scaled to norm 1, by which its logits differ from a `Teacher`'s
+_LENGTH = math.sqrt(2) * _OFFSET  # about that of what is seen before it is scaled to norm 1, by which logits differ from a `Teacher`'s
 _SMALLEST = 1 / 300  # directions are divided by their deviation, but for those of less than this part of the largest variance
 
 
