@@ -66,14 +66,19 @@ def model_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def sampling_settings(config: RunConfig) -> dict[str, Any]:
+    """The section `sampling` as it reads back from JSON: lists for tuples, and "inf" for infinity."""
+    as_read = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config.sampling).items()}
+    return {name: str(value) if value == math.inf else value for name, value in as_read.items()}
+
+
 def describe_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
     """What it takes to draw the same sample set again. Everything in it is public: settings and released weights."""
-    sampling = {name: str(value) if value == math.inf else value for name, value in asdict(config.sampling).items()}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "diffusers", "accelerate")}
     return {
         "run": config.name,
         "seed": config.seed,
-        "sampling": sampling,
+        "sampling": sampling_settings(config),
         "num_classes": config.data.num_classes,
         "labels_checked_by_teacher": config.teacher.used,
         "precision": config.compute.precision,

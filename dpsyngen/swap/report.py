@@ -1,7 +1,6 @@
 """What swaps came to: swap.json for programs, table.md and swap.png for people."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from dpsyngen.config import RunConfig
 from dpsyngen.evaluation import metric_label, metric_text
 from dpsyngen.files import read_json, write_file
 from dpsyngen.model_card import rounded_up
-from dpsyngen.samples import GAP_COLOUR, read_samples
+from dpsyngen.samples import GAP_COLOUR, read_samples, sampling_settings
 from dpsyngen.swap.compose import Swap, stages_by_noise
 
 _COLUMNS = 10
@@ -40,10 +39,9 @@ def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers beside the networks, as JSON has it."""
-    sampling = {name: str(value) if value == math.inf else value for name, value in asdict(config.sampling).items()}
     evaluation = asdict(config.evaluation) | {"classifiers": list(config.evaluation.classifiers)}
     common = {"seed": config.seed, "precision": config.compute.precision, "held_out": config.data.held_out}
-    return common | {"sampling": sampling, "evaluation": evaluation}
+    return common | {"sampling": sampling_settings(config), "evaluation": evaluation}
 
 
 def table(record: Mapping[str, Any]) -> str:
