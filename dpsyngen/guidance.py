@@ -1,7 +1,6 @@
 """Guidance: a denoiser changed so that what is drawn by it shows its class more clearly. Post-processing of what was released."""
 
 from collections.abc import Callable
-from math import exp
 
 import torch
 from torch import Tensor
@@ -51,11 +50,11 @@ def guided_by(
         null_label: The number of classes times per_class.
         per_class: Prototypes of each class.
     """
-    lowest, highest = (exp(each) for each in settings.teacher_range)
+    lowest, highest = settings.teacher_range
 
     def towards_class(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         estimate = denoiser(x, sigma, labels)
-        chosen = (labels < null_label) & (sigma >= lowest) & (sigma <= highest)
+        chosen = (labels < null_label) & (sigma.log() >= lowest) & (sigma.log() <= highest)
         if not chosen.any():
             return estimate
         variance = (1 / (1 / sigma[chosen] ** 2 + 1 / sigma_data**2))[:, None, None, None]

@@ -136,7 +136,7 @@ def draw_classes(
     rank: int = 0,
     processes: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image of each class, and check it where there is a teacher: images uint8 [N, H, W, C] and labels int64 [N].
+    """Draw an image of each class, guided and checked where there is a teacher: images uint8 [N, H, W, C] and labels int64 [N].
 
     An image that the teacher takes for another class is drawn again from other noise, up to `config.attempts` times in all; if it is
     then still taken for another, that one is its label. All post-processing of what was released. Image i and its label depend on i and
@@ -144,7 +144,7 @@ def draw_classes(
 
     Args:
         denoiser: Knows the classes' hints and the teacher.
-        config: Of `generate`, and the number of attempts.
+        config: Of `generate`, the number of attempts, and how the teacher guides.
         classes: int64 [N] in [0, num_classes], the last for no class; such images aren't checked.
         seed, image_shape, device, progress, rank, processes: As for `generate`.
         num_classes: 0 for a model without labels.

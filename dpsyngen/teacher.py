@@ -62,11 +62,6 @@ class Teacher(nn.Module):
         """Logits float32 [N, num_classes] of images float32 [N, C, H, W] in [-1, 1]."""
         return torch.cat([scattering(part) @ self.weight + self.bias for part in images.split(AT_ONCE)])
 
-    @property
-    def num_classes(self) -> int:
-        """How many classes it knows."""
-        return len(self.bias)
-
     @torch.enable_grad()
     def evidence(self, images: Tensor, classes: Tensor, temperature: float = 1.0) -> Tensor:
         """The gradient of ln p(class | image) by the image: which way images show their classes more clearly.
