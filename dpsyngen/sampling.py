@@ -81,14 +81,15 @@ def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
 
 
 def image_noise(
-    seed: int, indices: Sequence[int] | np.ndarray, image_shape: tuple[int, int, int], attempt: int = 0
+    seed: int, indices: Sequence[int] | np.ndarray, image_shape: tuple[int, int, int], attempts: Sequence[int] | np.ndarray | None = None
 ) -> Callable[[], Tensor]:
     """A source of standard normal noise, float32 [len(indices), C, H, W] a call, that has one generator per image.
 
     Image i draws from the i-th child of the public seed (numpy's SeedSequence), so its starting noise and its churn are
     the same in any batch on any number of processes. Further attempts at an image draw from children of that child.
     """
-    keys = [(int(i), attempt) if attempt > 0 else (int(i),) for i in indices]
+    tries = np.zeros(len(indices), dtype=np.int64) if attempts is None else attempts
+    keys = [(int(i), int(attempt)) if attempt > 0 else (int(i),) for i, attempt in zip(indices, tries, strict=True)]
     generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key))) for key in keys]
     return lambda: torch.from_numpy(np.stack([generator.standard_normal(image_shape, dtype=np.float32) for generator in generators]))
 
@@ -136,10 +137,12 @@ def draw_classes(
     rank: int = 0,
     processes: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image of each class, guided and checked where there is a teacher: images uint8 [N, H, W, C] and labels int64 [N].
+    """Draw an image of each class, checked and guided where there is a teacher: images uint8 [N, H, W, C] and labels int64 [N].
 
-    An image that the teacher takes for another class is drawn again from other noise, up to `config.attempts` times in all; if it is
-    then still taken for another, that one is its label. All post-processing of what was released. Image i and its label depend on i and
+    An image that the teacher takes for another class is drawn again from other noise, up to `config.attempts` times in all. With
+    `config.teacher_guidance` the last attempt at each is then drawn once more, from the same noise, guided by the teacher: noise is
+    chosen by what the denoiser makes of it alone, since guidance would bring any to show its class somehow. What is still taken for
+    another class in the end gets that one for its label. All post-processing of what was released. Image i and its label depend on i and
     classes[i] alone, as `generate` has it.
 
     Args:
@@ -151,24 +154,37 @@ def draw_classes(
         call: What is called in the denoiser's place, if it is the denoiser in another form.
     """
     conditions, num_labels = denoiser.conditions_to_draw(classes), denoiser.null_label if num_classes else 0
-    labels, teacher, drawing = classes.copy(), denoiser.teacher, call or denoiser
-    if teacher is not None:
-        drawing = guided_by(teacher, drawing, config, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
-    images = generate(drawing, config, conditions, seed, image_shape, num_labels, device, progress, rank, processes)
+    everyone, attempts, labels = np.arange(len(classes)), np.zeros(len(classes), dtype=np.int64), classes.copy()
+    teacher, unguided = denoiser.teacher, call or denoiser
+
+    def draw(drawing: Denoiser, indices: np.ndarray, doing: str = "sampling") -> np.ndarray:
+        return generate(
+            drawing, config, conditions[indices], seed, image_shape, num_labels, device, progress, rank, processes,
+            indices=indices, attempts=attempts[indices], doing=doing,
+        )  # fmt: skip
+
+    def check(indices: np.ndarray) -> np.ndarray:
+        """Label these images by the teacher; those of them that it takes for another class."""
+        with torch.autocast(device.type, enabled=False):
+            said = teacher.classes_of(images[indices]) if rank == 0 and teacher is not None else np.zeros(len(indices), dtype=np.int64)
+        labels[indices] = _of_main(said, device, processes)
+        return indices[labels[indices] != classes[indices]]
+
+    images = draw(unguided, everyone)
     if teacher is None:
         return images, labels
-    checked = np.flatnonzero(classes < num_classes)
-    for attempt in range(1, config.attempts + 1):
-        with torch.autocast(device.type, enabled=False):
-            said = teacher.classes_of(images[checked]) if rank == 0 else np.zeros(len(checked), dtype=np.int64)
-        labels[checked] = _of_main(said, device, processes)
-        checked = checked[labels[checked] != classes[checked]]
-        if len(checked) == 0 or attempt == config.attempts:
+    of_classes = everyone[classes < num_classes]
+    mistaken = check(of_classes)
+    for attempt in range(1, config.attempts):
+        if len(mistaken) == 0:
             break
-        images[checked] = generate(
-            drawing, config, conditions[checked], seed, image_shape, num_labels, device, progress, rank, processes,
-            indices=checked, attempt=attempt,
-        )  # fmt: skip
+        attempts[mistaken] = attempt
+        images[mistaken] = draw(unguided, mistaken, "drawing again")
+        mistaken = check(mistaken)
+    if config.teacher_guidance > 0 and len(of_classes) > 0:
+        guided_drawing = guided_by(teacher, unguided, config, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
+        images[of_classes] = draw(guided_drawing, of_classes, "guiding")
+        check(of_classes)
     return images, labels
 
 
@@ -184,7 +200,8 @@ def generate(
     rank: int = 0,
     processes: int = 1,
     indices: np.ndarray | None = None,
-    attempt: int = 0,
+    attempts: np.ndarray | None = None,
+    doing: str = "sampling",
 ) -> np.ndarray:
     """Draw one image per label. Image i depends on (denoiser, config, labels[i], seed, i) alone, but for rounding in another batch.
 
@@ -202,7 +219,8 @@ def generate(
         rank: This process's number in [0, processes).
         processes: How many share the work, in torch.distributed's default group; every one must call this and gets all images.
         indices: int64 [N], the images' numbers where they aren't 0 to N - 1: image i is the one of number indices[i].
-        attempt: Each gives other images of the same numbers.
+        attempts: int64 [N], >= 0: each gives other images of the same number. All 0 if None.
+        doing: What the bar says.
     Returns:
         uint8 [N, H, W, C].
     Raises:
@@ -213,15 +231,16 @@ def generate(
     denoiser = guided(denoiser, config.guidance, num_labels)
     channels, height, width = image_shape
     total, numbers = len(labels), np.arange(len(labels)) if indices is None else indices
+    tries = np.zeros(total, dtype=np.int64) if attempts is None else attempts
     size = min(config.batch_size, total)  # whatever the number of processes: kernels may round otherwise for another number of images
     images = np.empty((total, height, width, channels), dtype=np.uint8)
-    with tqdm(total=total, desc="drawing again" if attempt else "sampling", unit="image", disable=None if progress and rank == 0 else True) as bar:
+    with tqdm(total=total, desc=doing, unit="image", disable=None if progress and rank == 0 else True) as bar:
         for first in range(0, total, size * processes):  # a round: each process takes one batch, and all share the results
             last = min(first + size * processes, total)
             mine = np.arange(first + rank * size, min(first + (rank + 1) * size, total))
             batch = torch.zeros(size, *image_shape, dtype=torch.float32, device=device)  # of one shape in the last round too
             if len(mine) > 0:
-                noise, mine_labels = image_noise(seed, numbers[mine], image_shape, attempt), torch.from_numpy(labels[mine]).to(device)
+                noise, mine_labels = image_noise(seed, numbers[mine], image_shape, tries[mine]), torch.from_numpy(labels[mine]).to(device)
                 batch[: len(mine)] = _sample_batch(denoiser, config, noise, mine_labels, device)
             batch = _gather(batch, processes)[: last - first]
             if not batch.isfinite().all():

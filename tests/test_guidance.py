@@ -1,6 +1,7 @@
 """Guidance by the teacher: against Gaussians tilted in closed form, gradients against differences, and the images that it gives."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from test_teacher import denoiser_with_teacher, pictures
 from torch import Tensor, nn
 
 from dpsyngen.config import SamplingConfig
+from dpsyngen.denoiser import Denoiser
 from dpsyngen.guidance import guided_by
 from dpsyngen.sampling import balanced_labels, draw_classes, generate
 from dpsyngen.teacher import Directions, Teacher
@@ -86,13 +88,19 @@ def test_a_blank_image_has_a_slope(value: float) -> None:
     assert teacher.evidence(torch.full((2, *SHAPE), value), torch.tensor([0, 1])).isfinite().all()
 
 
+def denoiser_and_teacher() -> tuple[Denoiser, Teacher, np.ndarray]:
+    """A denoiser, its teacher, which takes no class for likelier than others, and sixty classes to draw."""
+    denoiser = denoiser_with_teacher()
+    assert denoiser.teacher is not None
+    weights = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(4)) * torch.tensor([[10.0]] * 5 + [[0.0]])
+    denoiser.teacher.take_over(Directions.of(pictures(40), 5), weights)
+    return denoiser, denoiser.teacher, balanced_labels(60, CLASSES)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [{"sampler": "ddim"}, {"sampler": "heun"}, {"sampler": "ddim", "guidance": 1.5}])
 def test_guided_images_show_their_class(settings: dict) -> None:
-    denoiser, classes = denoiser_with_teacher(), balanced_labels(60, 3)
-    assert denoiser.teacher is not None
-    weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(4)) * torch.tensor([[10.0]] * 5 + [[0.0]])  # no class before the others
-    denoiser.teacher.take_over(Directions.of(pictures(40), 5), weights)
+    denoiser, _, classes = denoiser_and_teacher()
     plain = SamplingConfig(steps=8, sigma_max=40.0, batch_size=16, attempts=1, **settings)
     strong = SamplingConfig(steps=8, sigma_max=40.0, batch_size=16, attempts=1, teacher_guidance=20.0, **settings)
 
@@ -104,3 +112,22 @@ def test_guided_images_show_their_class(settings: dict) -> None:
     np.testing.assert_allclose(drawn(strong, classes[:25])[0].astype(int), images[:25].astype(int), atol=2)  # rounding in another batch
     none = np.full(8, 3)  # no class
     np.testing.assert_array_equal(drawn(strong, none)[0], drawn(plain, none)[0])
+
+
+@torch.no_grad()
+def test_noise_is_chosen_by_what_it_gives_unguided() -> None:
+    """Each image is a guided one of the attempt at which the unguided one showed its class, or of the last."""
+    denoiser, teacher, classes = denoiser_and_teacher()
+    plain = SamplingConfig(sampler="ddim", steps=6, sigma_max=40.0, batch_size=16, attempts=3)
+    guides = replace(plain, teacher_guidance=5.0)
+    towards = guided_by(teacher, denoiser, guides, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
+    unguided, guided = ([generate(how, plain, classes, 5, SHAPE, 3, CPU, attempts=np.full(60, attempt)) for attempt in range(3)]
+                        for how in (denoiser, towards))  # fmt: skip
+    said = [teacher.classes_of(each) for each in unguided]
+    chosen = [next((attempt for attempt in range(3) if said[attempt][i] == classes[i]), 2) for i in range(60)]
+    expected = np.stack([guided[attempt][i] for i, attempt in enumerate(chosen)])
+    assert set(chosen) == {0, 1, 2}
+    assert (np.abs(expected.astype(int) - unguided[0].astype(int)) > 3).any(axis=(1, 2, 3)).mean() > 0.5
+    images, labels = draw_classes(denoiser, guides, classes, 5, SHAPE, 3, CPU, progress=False)
+    np.testing.assert_allclose(images.astype(int), expected.astype(int), atol=1)  # rounding in another batch
+    np.testing.assert_array_equal(labels, teacher.classes_of(images))

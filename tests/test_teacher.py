@@ -213,7 +213,7 @@ def test_images_are_drawn_until_the_teacher_agrees() -> None:
     denoiser, classes = denoiser_with_teacher(), balanced_labels(60, 3)
     settings = SamplingConfig(sampler="ddim", steps=3, sigma_max=40.0, batch_size=16, attempts=3)
     images, labels = draw_classes(denoiser, settings, classes, 5, (1, 8, 8), 3, CPU)
-    attempts = [generate(denoiser, settings, classes, 5, (1, 8, 8), 3, CPU, attempt=attempt) for attempt in range(3)]
+    attempts = [generate(denoiser, settings, classes, 5, (1, 8, 8), 3, CPU, attempts=np.full(60, attempt)) for attempt in range(3)]
     said = [denoiser.teacher.classes_of(each) for each in attempts]
     assert 0 < np.mean(said[0] == classes) < 1 and len({each.tobytes() for each in attempts}) == 3
     for i in range(60):

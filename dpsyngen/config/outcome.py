@@ -39,7 +39,8 @@ class SamplingConfig:
     """Where there is a teacher: how often an image is drawn, at most, until the teacher takes it for its class; after that it gets the label that
     the teacher gives it."""
     teacher_guidance: float = 0.0
-    """Where there is a teacher: the scale of guidance by it, towards images that show their class more clearly; 0 for none."""
+    """Where there is a teacher: the scale of guidance by it, towards images that show their class more clearly; 0 for none. What the last attempt
+    gave is drawn once more, guided, from the same noise."""
     teacher_temperature: float = 2.0
     """What the teacher's logits are divided by when it guides: the larger it is, the further it goes on where it is sure already."""
     teacher_range: tuple[float, float] = (-3.0, 0.5)
