@@ -7,7 +7,6 @@ import math
 import platform
 import zipfile
 import zlib
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 import dpsyngen
 from dpsyngen.config import RunConfig
 from dpsyngen.errors import InputError
+from dpsyngen.field_types import unconvert
 from dpsyngen.files import write_file, write_json, writing
 
 GRID_COLUMNS = 10
@@ -67,9 +67,14 @@ def model_sha256(model: nn.Module) -> str:
 
 
 def sampling_settings(config: RunConfig) -> dict[str, Any]:
-    """The section `sampling` as it reads back from JSON: lists for tuples, and "inf" for infinity."""
-    as_read = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config.sampling).items()}
-    return {name: str(value) if value == math.inf else value for name, value in as_read.items()}
+    """The section `sampling` as it reads back from JSON, which has no infinities: "inf" and "-inf"."""
+    return {name: _spelled(value) for name, value in unconvert(config.sampling).items()}
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def describe_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:

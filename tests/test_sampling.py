@@ -19,7 +19,7 @@ from dpsyngen.config import DataConfig, RunConfig, SamplingConfig
 from dpsyngen.errors import InputError
 from dpsyngen.guidance import Denoiser, guided
 from dpsyngen.noise_levels import karras_grid
-from dpsyngen.samples import describe_origin, model_sha256, read_samples, sample_grid, write_samples
+from dpsyngen.samples import describe_origin, model_sha256, read_samples, sample_grid, sampling_settings, write_samples
 from dpsyngen.sampling import balanced_labels, ddim, generate, heun, image_noise
 
 CPU = torch.device("cpu")
@@ -328,6 +328,14 @@ def test_origin_is_public_json_and_tells_models_apart():
     with torch.no_grad():
         model.weight[0, 0] += 1e-6
     assert model_sha256(model) != before
+
+
+def test_settings_read_back_from_json_as_they_are_told():
+    config = RunConfig(sampling=SamplingConfig(teacher_range=(-math.inf, math.inf)))
+    settings = sampling_settings(config)
+    assert settings["teacher_range"] == ["-inf", "inf"] and settings["s_max"] == "inf" and settings["steps"] == config.sampling.steps
+    assert json.loads(json.dumps(settings, allow_nan=False)) == settings
+    assert set(settings) == {field.name for field in dataclasses.fields(SamplingConfig)}
 
 
 def test_every_sampling_setting_reaches_the_sampler():

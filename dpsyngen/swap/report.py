@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from dpsyngen.config import RunConfig
 from dpsyngen.evaluation import metric_label, metric_text
+from dpsyngen.field_types import unconvert
 from dpsyngen.files import read_json, write_file
 from dpsyngen.model_card import rounded_up
 from dpsyngen.samples import GAP_COLOUR, read_samples, sampling_settings
@@ -39,9 +39,8 @@ def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the numbers beside the networks, as JSON has it."""
-    evaluation = asdict(config.evaluation) | {"classifiers": list(config.evaluation.classifiers)}
     common = {"seed": config.seed, "precision": config.compute.precision, "held_out": config.data.held_out}
-    return common | {"sampling": sampling_settings(config), "evaluation": evaluation}
+    return common | {"sampling": sampling_settings(config), "evaluation": unconvert(config.evaluation)}
 
 
 def table(record: Mapping[str, Any]) -> str:
