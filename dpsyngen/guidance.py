@@ -53,8 +53,8 @@ def guided_by(
     lowest, highest = settings.teacher_range
 
     def towards_class(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        estimate = denoiser(x, sigma, labels)
-        chosen = (labels < null_label) & (sigma.log() >= lowest) & (sigma.log() <= highest)
+        estimate, level = denoiser(x, sigma, labels), sigma.log()
+        chosen = (labels < null_label) & (level >= lowest) & (level <= highest)
         if not chosen.any():
             return estimate
         variance = (1 / (1 / sigma[chosen] ** 2 + 1 / sigma_data**2))[:, None, None, None]

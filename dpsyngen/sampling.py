@@ -163,16 +163,19 @@ def draw_classes(
             indices=indices, attempts=attempts[indices], doing=doing,
         )  # fmt: skip
 
+    if teacher is None:
+        return draw(unguided, everyone), labels
+
     def check(indices: np.ndarray) -> np.ndarray:
         """Label these images by the teacher; those of them that it takes for another class."""
         with torch.autocast(device.type, enabled=False):
-            said = teacher.classes_of(images[indices]) if rank == 0 and teacher is not None else np.zeros(len(indices), dtype=np.int64)
+            said = teacher.classes_of(images[indices]) if rank == 0 else np.zeros(len(indices), dtype=np.int64)
         labels[indices] = _of_main(said, device, processes)
         return indices[labels[indices] != classes[indices]]
 
-    images = draw(unguided, everyone)
-    if teacher is None:
-        return images, labels
+    guided_drawing = guided_by(teacher, unguided, config, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
+    choosing = unguided if config.attempts > 1 else guided_drawing  # there is no noise to choose where each has one attempt
+    images = draw(choosing, everyone)
     of_classes = everyone[classes < num_classes]
     mistaken = check(of_classes)
     for attempt in range(1, config.attempts):
@@ -181,8 +184,7 @@ def draw_classes(
         attempts[mistaken] = attempt
         images[mistaken] = draw(unguided, mistaken, "drawing again")
         mistaken = check(mistaken)
-    if config.teacher_guidance > 0 and len(of_classes) > 0:
-        guided_drawing = guided_by(teacher, unguided, config, denoiser.sigma_data, denoiser.null_label, denoiser.prototypes)
+    if guided_drawing is not choosing and len(of_classes) > 0:
         images[of_classes] = draw(guided_drawing, of_classes, "guiding")
         check(of_classes)
     return images, labels
@@ -231,7 +233,6 @@ def generate(
     denoiser = guided(denoiser, config.guidance, num_labels)
     channels, height, width = image_shape
     total, numbers = len(labels), np.arange(len(labels)) if indices is None else indices
-    tries = np.zeros(total, dtype=np.int64) if attempts is None else attempts
     size = min(config.batch_size, total)  # whatever the number of processes: kernels may round otherwise for another number of images
     images = np.empty((total, height, width, channels), dtype=np.uint8)
     with tqdm(total=total, desc=doing, unit="image", disable=None if progress and rank == 0 else True) as bar:
@@ -240,8 +241,8 @@ def generate(
             mine = np.arange(first + rank * size, min(first + (rank + 1) * size, total))
             batch = torch.zeros(size, *image_shape, dtype=torch.float32, device=device)  # of one shape in the last round too
             if len(mine) > 0:
-                noise, mine_labels = image_noise(seed, numbers[mine], image_shape, tries[mine]), torch.from_numpy(labels[mine]).to(device)
-                batch[: len(mine)] = _sample_batch(denoiser, config, noise, mine_labels, device)
+                noise = image_noise(seed, numbers[mine], image_shape, None if attempts is None else attempts[mine])
+                batch[: len(mine)] = _sample_batch(denoiser, config, noise, torch.from_numpy(labels[mine]).to(device), device)
             batch = _gather(batch, processes)[: last - first]
             if not batch.isfinite().all():
                 raise InputError("the model's images are not finite: expected a model whose training has not diverged")
